@@ -1,0 +1,130 @@
+"""Command-line flags made from a config model, so that file and flags share one vocabulary and one help text."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from trimtab.errors import ConfigError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def command_from(
+    model: type[BaseModel], run: Callable[..., None], *, extra: list[inspect.Parameter] | None = None
+) -> Callable[..., None]:
+    """Return a typer command whose flags are the fields of ``model``.
+
+    A flag that is not given is absent, so that a value from ``--config`` stands; the model's own default is shown.
+
+    Args:
+        model: a pydantic model; each field's ``description`` is its help, ``json_schema_extra["panel"]`` its group.
+        run: called as ``run(given, **extra)`` with ``given`` the flags that were set.
+        extra: further parameters that are not configuration (such as ``--json``).
+    """
+    extra = extra or []
+    parameters = [_parameter(name, info) for name, info in model.model_fields.items()]
+
+    def command(**values: Any) -> None:
+        others = {p.name: values.pop(p.name) for p in extra}
+        given = {name: _parse_pairs(model, name, value) for name, value in values.items() if value not in (None, [])}
+        run(given, **others)
+
+    command.__signature__ = inspect.Signature([*parameters, *extra])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*parameters, *extra]}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def resolve_config(model: type[M], given: dict[str, Any], file: Path | None) -> M:
+    """Return the validated config: the file's values, overridden by the flags that were given.
+
+    Raises:
+        ConfigError: unknown key (the nearest known one is named), or a value that cannot work.
+    """
+    values = {**(_read_yaml(file) if file else {}), **given}
+    known = set(model.model_fields)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"Unknown option {key!r}{f' in {file}' if file else ''}.{did_you_mean(key, known)}")
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError(validation_line(error)) from error
+
+
+def validation_line(error: ValidationError) -> str:
+    """Return pydantic's findings as one line: ``option: what is wrong (got value)``."""
+    parts: list[str] = []
+    for item in error.errors():
+        where = ".".join(str(p) for p in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        parts.append(f"{where}: {message}{got}" if where else message)
+    return "; ".join(parts)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"The config {file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"The config {file} must be a mapping of option names to values.")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    kind = _plain_type(info.annotation)
+    declarations = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    panel = info.json_schema_extra.get("panel") if isinstance(info.json_schema_extra, dict) else None
+    shown: Any = (
+        False
+        if info.is_required() or info.default in (None, [], {})
+        else str(info.get_default(call_default_factory=True))
+    )
+    if shown in ("[]", "{}", "None"):
+        shown = False
+    option = typer.Option(
+        *declarations,
+        help=info.description,
+        show_default=shown,
+        rich_help_panel=str(panel) if panel else None,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Reduce a field's annotation to what a flag can carry; validation proper is the model's."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        kinds = [a for a in get_args(annotation) if a is not type(None)]
+        return _plain_type(kinds[0]) if len(kinds) == 1 else str
+    if origin is Literal:
+        return str
+    if origin in (list, tuple, dict):
+        return list[str]
+    return annotation if annotation in (bool, int, float, str, Path) else str
+
+
+def _parse_pairs(model: type[BaseModel], name: str, value: Any) -> Any:
+    if get_origin(model.model_fields[name].annotation) is not dict:
+        return value
+    pairs: dict[str, Any] = {}
+    for item in value:
+        key, equals, text = str(item).partition("=")
+        if not equals:
+            raise ConfigError(f"--{name.replace('_', '-')} takes KEY=VALUE, got {item!r}.")
+        pairs[key.strip()] = yaml.safe_load(text)
+    return pairs

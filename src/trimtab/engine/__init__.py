@@ -1,0 +1,1 @@
+"""Running base and guides together: rows, adapters, caches, requests."""

@@ -1,0 +1,1 @@
+"""Measuring what guidance gains and costs."""

@@ -1,0 +1,1 @@
+"""What people prefer: records, readers and writers for every common format, checks."""

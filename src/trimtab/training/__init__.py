@@ -1,0 +1,1 @@
+"""Training a guide on preferences: configuration, losses, collator, trainer."""
