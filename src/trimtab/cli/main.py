@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
+from trimtab.cli import data
 from trimtab.cli.console import note
 from trimtab.errors import TrimtabError
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:
