@@ -1,0 +1,268 @@
+"""The guide's folder: writing it whole or not at all, and loading it with every check.
+
+::
+
+    guide/
+      adapter_config.json         PEFT's, so stock PEFT and vLLM load the folder as a LoRA
+      adapter_model.safetensors   the LoRA factors; a full fine-tune has a model and tokenizer instead
+      guide.json                  what it rewards, on which base and tokenizer (see rewards/manifest.py)
+      README.md                   a model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import ConfigError, GuideError, ModelError, NumericalError, OutputError
+from trimtab.models import Base, load_base, tokenizer_hash
+from trimtab.rewards import card
+from trimtab.rewards.adapter import (
+    check_fits,
+    check_lora_config,
+    load_adapter_config,
+    load_adapter_tensors,
+    portable_config,
+    refuse_not_finite,
+)
+from trimtab.rewards.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_folder
+from trimtab.rewards.manifest import GUIDE_FILE, BaseRef, DataRef, GuideManifest, Objective, read_manifest
+
+__all__ = [
+    "GUIDE_FILE",
+    "BaseRef",
+    "DataRef",
+    "GuideManifest",
+    "Objective",
+    "check_base",
+    "check_folder",
+    "check_lora_config",
+    "check_weights",
+    "load_adapter_config",
+    "load_adapter_tensors",
+    "load_guide_model",
+    "read_manifest",
+    "save_guide",
+]
+
+README = "README.md"
+
+
+def save_guide(folder: str | Path, model: Any, manifest: GuideManifest, *, tokenizer: Any = None) -> GuideManifest:
+    """Write a guide's folder: everything is written beside its place first, then renamed into it.
+
+    Other files that the folder already holds (checkpoints, logs) stay.
+
+    Args:
+        folder: where the guide shall lie; made if it is not there.
+        model: a ``PeftModel`` with a LoRA, or a transformers model for a full fine-tune.
+        manifest: what to say about it; ``weights_sha256`` is filled in here.
+        tokenizer: saved with a full fine-tune, which needs its own; not used for a LoRA.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        ConfigError: the model and ``manifest.adapter`` do not belong together.
+        NumericalError: the weights hold NaN or infinity.
+        OutputError: the folder cannot be written; it is then as it was before.
+    """
+    folder = Path(folder)
+    is_lora = hasattr(model, "peft_config")
+    if is_lora != (manifest.adapter == "lora"):
+        raise ConfigError(
+            f"The manifest says adapter={manifest.adapter!r}, but the model is a {type(model).__name__}: "
+            "'lora' needs a PeftModel, 'full' a plain transformers model."
+        )
+    if not is_lora and tokenizer is None:
+        raise ConfigError("A full fine-tune is saved with its tokenizer: pass tokenizer=…")
+    is_new = not folder.exists()
+    staged: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the folder, because a rename is atomic within one file system only and the folder may be a mount.
+        staged = Path(tempfile.mkdtemp(dir=folder, prefix=".staged-"))
+        if is_lora:
+            _stage_lora(staged, model, manifest)
+        else:
+            _stage_full(staged, model, tokenizer)
+        written = manifest.model_copy(update={"weights_sha256": _hashes(staged)})
+        (staged / README).write_text(card.render(written), encoding="utf-8")
+        (staged / GUIDE_FILE).write_text(written.to_json(), encoding="utf-8")
+        _publish(staged, folder)
+    except OSError as error:
+        raise OutputError(
+            f"The guide cannot be written to {folder} ({error.strerror or _one_line(error)}): free space there, or "
+            "choose another folder. Nothing was changed."
+        ) from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return written
+
+
+def check_base(manifest: GuideManifest, base: Base, folder: str | Path) -> None:
+    """Refuse a base other than the one a guide was trained on, or another tokenizer.
+
+    A full fine-tune brings its own weights and tokenizer, so any base may be guided by it as far as the
+    vocabularies allow (:func:`trimtab.models.reconcile` decides that).
+
+    Raises:
+        GuideError: names both bases or both tokenizers.
+    """
+    if manifest.adapter == "full":
+        return
+    if manifest.base.fingerprint != base.fingerprint:
+        theirs = manifest.base.id + (f"@{manifest.base.revision}" if manifest.base.revision else "")
+        raise GuideError(
+            f"The guide {str(folder)!r} was trained on the base {theirs!r} (weights {manifest.base.fingerprint}), but "
+            f"{base.id!r} has other weights ({base.fingerprint}): load it with its own base, or train it on this one."
+        )
+    found = tokenizer_hash(base.tokenizer)
+    if manifest.tokenizer_hash != found:
+        raise GuideError(
+            f"The guide {str(folder)!r} was trained with another tokenizer ({manifest.tokenizer_hash}) than "
+            f"{base.id!r} has ({found}): the same weights need the tokenizer files they were trained with."
+        )
+
+
+def check_weights(manifest: GuideManifest, folder: str | Path) -> None:
+    """Compare the weights files with the hashes that ``guide.json`` gives.
+
+    Raises:
+        GuideError: a file is missing or is not the one that was saved.
+    """
+    for name, expected in manifest.weights_sha256.items():
+        path = Path(folder) / name
+        if Path(name).name != name or not path.is_file():
+            raise GuideError(f"{path} is missing, but {GUIDE_FILE} lists it: copy the guide's folder again.")
+        if _sha256(path) != expected:
+            raise GuideError(
+                f"{path} is not the file that {GUIDE_FILE} describes (SHA-256 differs): it was changed or cut off; "
+                "copy the guide's folder again."
+            )
+
+
+def load_guide_model(folder: str | Path, base: Base, *, trainable: bool = False) -> Any:
+    """Return a guide as a model whose log-probabilities are its reward, after every check.
+
+    PEFT puts the adapter INTO ``base.model``, which then answers with the adapter; use the returned model's
+    ``disable_adapter()`` for the plain base.
+
+    Args:
+        folder: the guide's folder.
+        base: the base it was trained on (for a full fine-tune only its dtype and device are used).
+        trainable: whether the adapter's weights shall have gradients.
+
+    Returns:
+        A ``PeftModel`` on ``base.model``; for a full fine-tune a transformers model of its own.
+
+    Raises:
+        GuideError: the folder is unsafe, damaged, or made for another base or tokenizer.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    manifest = read_manifest(folder)
+    check_base(manifest, base, folder)
+    check_weights(manifest, folder)
+    return _load_full(folder, base, trainable) if manifest.adapter == "full" else _load_lora(folder, base, trainable)
+
+
+def _load_lora(folder: Path, base: Base, trainable: bool) -> Any:
+    from peft import PeftModelForCausalLM
+    from peft.utils.save_and_load import set_peft_model_state_dict
+
+    config = load_adapter_config(folder)
+    tensors = load_adapter_tensors(folder)
+    check_fits(tensors, base.model, folder, base.id)
+    config.inference_mode = not trainable
+    # On the meta device first: sizes come from the folder, and nothing is allocated for tensors that are not there.
+    model: Any = PeftModelForCausalLM(base.model, config, low_cpu_mem_usage=True)
+    outcome: Any = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent or outcome.unexpected_keys:
+        name = (absent or outcome.unexpected_keys)[0]
+        model.unload()
+        raise GuideError(
+            f"{folder / ADAPTER_WEIGHTS} does not fit {ADAPTER_CONFIG}: {name[:120]!r} is "
+            f"{'missing' if absent else 'not wanted'}: copy the guide's folder again, or train it again."
+        )
+    model.to(base.device)
+    return model.train() if trainable else model.eval()
+
+
+def _load_full(folder: Path, base: Base, trainable: bool) -> Any:
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    try:
+        model = load_base(str(folder), dtype=dtype, device=str(base.device)).model
+    except ModelError as error:
+        raise GuideError(f"The guide {str(folder)!r} cannot be loaded: {error}") from error
+    refuse_not_finite(dict(model.named_parameters()), folder)
+    model.requires_grad_(trainable)
+    return model.train() if trainable else model.eval()
+
+
+def _stage_lora(staged: Path, model: Any, manifest: GuideManifest) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save
+
+    name = model.active_adapter
+    config = model.peft_config[name]
+    check_lora_config(config)
+    # The embedding is the base's own, whatever PEFT's "auto" thinks of it: only the adapter is saved.
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in sorted(state.items())}
+    _refuse_diverged(tensors)
+    content = portable_config(config, manifest.base.id, manifest.base.revision)
+    (staged / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (staged / ADAPTER_WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def _stage_full(staged: Path, model: Any, tokenizer: Any) -> None:
+    from safetensors import SafetensorError
+
+    _refuse_diverged(dict(model.named_parameters()))
+    try:
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+    except SafetensorError as error:  # a full disk arrives as this class
+        raise OSError(_one_line(error)) from error
+
+
+def _refuse_diverged(tensors: dict[str, Any]) -> None:
+    try:
+        refuse_not_finite(tensors, Path("The guide"))
+    except GuideError as error:
+        raise NumericalError(
+            "The guide's weights hold NaN or infinity, so it is not saved: lower the learning rate or train in float32."
+        ) from error
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    """Rename the staged files into place, the manifest last: a folder with a new manifest has all its files."""
+    files = sorted(staged.iterdir(), key=lambda path: (path.name == GUIDE_FILE, path.name == README, path.name))
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in files:
+        path.replace(folder / path.name)
+
+
+def _hashes(staged: Path) -> dict[str, str]:
+    return {path.name: _sha256(path) for path in sorted(staged.glob("*.safetensors"))}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
