@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from trimtab.errors import ConfigError, did_you_mean
+from trimtab.errors import ConfigError, did_you_mean, validation_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -59,17 +59,6 @@ def resolve_config(model: type[M], given: dict[str, Any], file: Path | None) -> 
         return model(**values)
     except ValidationError as error:
         raise ConfigError(validation_line(error)) from error
-
-
-def validation_line(error: ValidationError) -> str:
-    """Return pydantic's findings as one line: ``option: what is wrong (got value)``."""
-    parts: list[str] = []
-    for item in error.errors():
-        where = ".".join(str(p) for p in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
-        parts.append(f"{where}: {message}{got}" if where else message)
-    return "; ".join(parts)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
