@@ -137,6 +137,11 @@ class Batch:
             self.active = [answer for group in groups for answer in group]
             self._select([g for g, group in enumerate(groups) for _ in group])
 
+    @property
+    def streams(self) -> list[int]:
+        """The streams that have rows: 0 for the base, j + 1 for guide j."""
+        return sorted(stream for streams, _ in self._lanes for stream in streams)
+
     def advance(self) -> list[tuple[Answer, str]]:
         """Write one token of every active answer; return each with the text it gained."""
         logits = self._logits or self._step()

@@ -249,6 +249,11 @@ class Stream(Iterator[str]):
                 return piece
         raise StopIteration
 
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens chosen so far."""
+        return list(self._answer.tokens)
+
     def set_guidance(self, guidance: GuidanceLike) -> None:
         """Change weights and strength from the next token on, without reloading anything.
 

@@ -193,9 +193,12 @@ class _Loader:
         except NotSliceableError as reason:
             log.warning("Guide %r gets a copy of its base of its own (more memory, slower): %s.", name, reason)
         alone = dataclasses.replace(own, model=copy.deepcopy(own.model))
-        merged: Any = load_guide_model(folder, alone).merge_and_unload()
-        merged.eval().requires_grad_(False)
-        return self._add(merged), None
+        adapted: Any = load_guide_model(folder, alone)
+        # A bias cannot be merged into a layer that has none; the adapter's layers then stay as PEFT made them.
+        keep = adapted.active_peft_config.lora_bias
+        model = adapted.get_base_model() if keep else adapted.merge_and_unload()
+        model.eval().requires_grad_(False)
+        return self._add(model), None
 
     def _add(self, model: Any) -> int:
         self.backbones.append(Backbone(model))
