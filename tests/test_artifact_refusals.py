@@ -18,7 +18,15 @@ import guides
 import tiny
 from trimtab.errors import GuideError
 from trimtab.models import load_base
-from trimtab.rewards import check_base, check_folder, load_adapter_tensors, load_guide_model, read_manifest
+from trimtab.rewards import (
+    artifact,
+    check_base,
+    check_folder,
+    load_adapter_config,
+    load_adapter_tensors,
+    load_guide_model,
+    read_manifest,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -252,6 +260,19 @@ def test_an_extra_tensor(folder, made):
     )
     save_file(tensors, folder / WEIGHTS)
     refused(folder, made[0], "lora_A.q.weight", "not wanted")
+
+
+def test_the_base_survives_a_tensor_that_names_one_of_its_own(folder, made):
+    """The second line of defence, behind the names: what loading does to the base's own tensors."""
+    expected = {name: value.clone() for name, value in made[0].model.state_dict().items()}
+    tensors = load_adapter_tensors(folder)
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"] = torch.zeros(32, 32)
+    with pytest.raises(ValueError, match="overwrite the base's own"):
+        artifact._inject(made[0].model, load_adapter_config(folder), tensors)
+    artifact._restore(made[0].model)
+    state = made[0].model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
 
 
 def test_a_second_guide_on_the_same_base(folder, made):

@@ -244,10 +244,12 @@ def _check_shapes(folder: Path, config: Any, header: Header) -> list[str]:
 
 def _check_own(path: Path, name: str, config: Any) -> None:
     """Refuse a tensor that is not the adapter's: PEFT would write it over the base's own."""
-    parts = name.removeprefix(PREFIX).split(".")
-    whole = [str(module).split(".") for module in config.modules_to_save or []]
-    is_whole_module = any(parts[i : i + len(m)] == m for m in whole for i in range(len(parts)))
-    if not is_whole_module and not any(part.startswith(("lora_", "trainable_tokens_")) for part in parts):
+    module = name.removeprefix(PREFIX).rpartition(".")[0]
+    parts = module.split(".")
+    above = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    whole = tuple(str(m) for m in config.modules_to_save or [] if m)
+    is_whole_module = bool(whole) and any(path.endswith(whole) for path in above)  # PEFT's own way of matching
+    if not is_whole_module and not any(part.startswith(("lora_", "trainable_tokens_")) for part in name.split(".")):
         raise GuideError(
             f"{path} holds {name[:120]!r}, which is no part of an adapter and would overwrite the base: train it again."
         )

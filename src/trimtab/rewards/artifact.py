@@ -205,6 +205,7 @@ def _inject(model: Any, config: Any, tensors: dict[str, Any]) -> Any:
 
     if hasattr(model, "peft_config"):  # left over by unload(); PEFT would take it for a second adapter
         del model.peft_config
+    own = [(table, name, tensor) for table in _tables(model) for name, tensor in table.items()]
     # On the meta device first: sizes come from the folder, and nothing is allocated for tensors that are not there.
     adapted: Any = PeftModelForCausalLM(model, config, low_cpu_mem_usage=True)
     outcome: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
@@ -212,7 +213,17 @@ def _inject(model: Any, config: Any, tensors: dict[str, Any]) -> Any:
     for names, what in ((absent, "is missing"), (outcome.unexpected_keys, "is not wanted")):
         if names:
             raise ValueError(f"{names[0][:120]!r} {what}")
+    overwritten = [(table, name, tensor) for table, name, tensor in own if table[name] is not tensor]
+    for table, name, tensor in overwritten:
+        table[name] = tensor
+    if overwritten:
+        raise ValueError(f"a tensor in it would overwrite the base's own {overwritten[0][1]!r}")
     return adapted
+
+
+def _tables(model: Any) -> list[dict[str, Any]]:
+    """Return where each module of a model keeps its parameters and buffers, by name."""
+    return [table for module in model.modules() for table in (module._parameters, module._buffers)]
 
 
 def _restore(model: Any) -> None:
