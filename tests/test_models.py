@@ -31,6 +31,16 @@ def test_fingerprint_is_of_the_weights_not_of_dtype_or_place(llama_folder, tmp_p
     assert weights_fingerprint(tiny.make_llama(vocab_size=320, seed=1)) != a.fingerprint
 
 
+def test_fingerprint_looks_below_adapters():
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny.make_llama(tied=False)
+    plain = weights_fingerprint(model)
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    assert weights_fingerprint(adapted) == weights_fingerprint(model) == plain
+
+
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_folder_with_its_own_code_is_refused(llama_folder, tmp_path, file):
     folder = shutil.copytree(llama_folder, tmp_path / "m")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-import guides
+import tiny_guides
 import tiny
 from trimtab.engine import load
 from trimtab.engine.adapters import NotSliceableError, RowAdapters, RowSlice, read_deltas
@@ -55,9 +55,9 @@ def _logits(model, ids):
 def test_rows_equal_peft_and_base_rows_equal_the_base(kind, options, llama_folder, gpt2_folder, tmp_path):
     base = load_base(str(llama_folder if kind == "llama" else gpt2_folder), dtype="float32")
     plain = _logits(base.model, IDS)
-    peft_model = guides.random_lora(base.model, **options)
+    peft_model = tiny_guides.random_lora(base.model, **options)
     expected = _logits(peft_model, IDS)
-    guides.save_guide(tmp_path / "g", peft_model, guides.manifest_for(base))
+    tiny_guides.save_guide(tmp_path / "g", peft_model, tiny_guides.manifest_for(base))
     adapters = RowAdapters(base.model)
     slot = adapters.add(
         read_deltas(load_adapter_config(tmp_path / "g"), load_adapter_tensors(tmp_path / "g"), base.model)
@@ -76,10 +76,10 @@ def test_rows_equal_peft_and_base_rows_equal_the_base(kind, options, llama_folde
 
 def test_two_adapters_on_neighbouring_slices(llama_folder, tmp_path):
     base = load_base(str(llama_folder), dtype="float32")
-    models = [guides.random_lora(base.model, seed=s, target_modules=t) for s, t in ((1, ["q_proj"]), (2, "all-linear"))]
+    models = [tiny_guides.random_lora(base.model, seed=s, target_modules=t) for s, t in ((1, ["q_proj"]), (2, "all-linear"))]
     adapters = RowAdapters(base.model)
     for i, model in enumerate(models):
-        guides.save_guide(tmp_path / str(i), model, guides.manifest_for(base))
+        tiny_guides.save_guide(tmp_path / str(i), model, tiny_guides.manifest_for(base))
         config, tensors = load_adapter_config(tmp_path / str(i)), load_adapter_tensors(tmp_path / str(i))
         assert adapters.add(read_deltas(config, tensors, base.model)) == i
     adapters.use([RowSlice(0, 1, 2), RowSlice(1, 2, 3)])
@@ -100,8 +100,8 @@ def test_two_adapters_on_neighbouring_slices(llama_folder, tmp_path):
 def test_what_is_no_row_delta_gets_a_backbone_of_its_own_and_is_right(options, why, tmp_path, caplog):
     base_folder = tiny.save_base(tmp_path / "base", tiny.make_llama(vocab_size=320, tied=False), tiny.make_tokenizer())
     base = load_base(str(base_folder), dtype="float32")
-    peft_model = guides.random_lora(base.model, **options)
-    guides.save_guide(tmp_path / "g", peft_model, guides.manifest_for(base))
+    peft_model = tiny_guides.random_lora(base.model, **options)
+    tiny_guides.save_guide(tmp_path / "g", peft_model, tiny_guides.manifest_for(base))
     plain = _logits(base.model, IDS)
     engine = load(base, [tmp_path / "g"])
     assert engine.guides["g"].backbone == 1
@@ -132,7 +132,7 @@ def test_layers_that_mix_rows_are_refused():
 
 def test_a_shape_that_does_not_fit_is_refused(llama_folder, tmp_path):
     base = load_base(str(llama_folder), dtype="float32")
-    guides.save_lora_guide(tmp_path / "g", base)
+    tiny_guides.save_lora_guide(tmp_path / "g", base)
     config, tensors = load_adapter_config(tmp_path / "g"), load_adapter_tensors(tmp_path / "g")
     name = next(n for n in tensors if "lora_A" in n)
     with pytest.raises(NotSliceableError, match="has factors"):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-import guides
+import tiny_guides
 import tiny
 from engine.worlds import CHAT
 from trimtab.decoding.oracle import OracleGuide, greedy, next_distribution
@@ -32,12 +32,12 @@ def small(tmp_path):
     )
     base = load_base(str(folder), dtype="float32")
     for i in (1, 2):
-        guides.save_lora_guide(tmp_path / f"weak{i}", base, seed=i)
+        tiny_guides.save_lora_guide(tmp_path / f"weak{i}", base, seed=i)
     return base
 
 
 def _oracle_guide(base, seed, prompt_ids, weight, width):
-    model = guides.random_lora(base.model, seed=seed).double()
+    model = tiny_guides.random_lora(base.model, seed=seed).double()
     return OracleGuide(model, prompt_ids, weight, [v if v < 300 else -1 for v in range(width)])
 
 
@@ -75,7 +75,7 @@ def _other(tmp_path):
 def test_another_tokenizer_is_an_error_that_names_both(llama_folder, tmp_path):
     tokenizer = tiny.make_tokenizer(vocab_size=280)
     folder = tiny.save_base(tmp_path / "foreign", tiny.make_llama(280, seed=5), tokenizer)
-    guides.save_lora_guide(tmp_path / "g", folder)
+    tiny_guides.save_lora_guide(tmp_path / "g", folder)
     with pytest.raises(VocabularyMismatchError, match=r"llama.*'g'"):
         load(llama_folder, [tmp_path / "g"], dtype="float32")
 
@@ -112,7 +112,7 @@ def test_prompt_longer_than_the_context(gpt2_folder):
 
 def test_the_guides_context_counts_too(llama_folder, tmp_path):
     folder = tiny.save_base(tmp_path / "short", tiny.make_llama(300, seed=5, context=16), tiny.make_tokenizer())
-    guides.save_lora_guide(tmp_path / "g", folder)
+    tiny_guides.save_lora_guide(tmp_path / "g", folder)
     engine = load(llama_folder, [tmp_path / "g"], dtype="float32")
     with pytest.raises(PromptTooLongError, match="the guide 'g' reads at most 16"):
         engine.generate("a" * 20)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-import guides
+import tiny_guides
 from engine.worlds import CHAT
 from trimtab.decoding.oracle import OracleSampling, combined_logits, next_distribution, sequence_log_prob
 from trimtab.engine import Guidance, load
@@ -140,8 +140,8 @@ def test_second_token_is_drawn_from_the_oracles_distribution_too(world):
 
 def test_merged_is_unmerged(world, tmp_path):
     merged = copy.deepcopy(world.models["a"]).float().merge_and_unload()
-    manifest = guides.manifest_for(world.base, "objective-a", adapter="full")
-    guides.save_guide(tmp_path / "merged", merged, manifest, tokenizer=world.base.tokenizer)
+    manifest = tiny_guides.manifest_for(world.base, "objective-a", adapter="full")
+    tiny_guides.save_guide(tmp_path / "merged", merged, manifest, tokenizer=world.base.tokenizer)
     engine = load(world.base, [tmp_path / "merged"])
     assert len(engine._core.backbones) == 2
     one = world.engine.generate(PROMPTS, guidance={"a": 1.3, "b": 0}, temperature=0, max_tokens=8)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import guides
+import tiny_guides
 import tiny
 from trimtab.decoding.oracle import OracleGuide, greedy
 from trimtab.engine import Engine, load
@@ -45,13 +45,13 @@ def make_world(kind: str, root: Path) -> World:
     model = tiny.make_llama(vocab_size=320) if kind == "llama" else tiny.make_gpt2()
     folder = tiny.save_base(root / kind, model, tiny.make_tokenizer())
     base = load_base(str(folder), dtype="float32")
-    loras = {"a": guides.random_lora(base.model, seed=1), "b": guides.random_lora(base.model, seed=2, r=2)}
+    loras = {"a": tiny_guides.random_lora(base.model, seed=1), "b": tiny_guides.random_lora(base.model, seed=2, r=2)}
     templates: dict[str, str | None] = {"base": None, "a": None, "b": TEMPLATE_B}
     folders = {}
     for name, lora in loras.items():
         changes = {"chat_template": templates[name]} if templates[name] else {}
-        manifest = guides.manifest_for(base, f"objective-{name}", **changes)
-        guides.save_guide(root / f"{kind}-guides" / name, lora, manifest)
+        manifest = tiny_guides.manifest_for(base, f"objective-{name}", **changes)
+        tiny_guides.save_guide(root / f"{kind}-guides" / name, lora, manifest)
         folders[name] = root / f"{kind}-guides" / name
     models = {"base": load_base(str(folder), dtype="float32").model.double()}
     models.update({name: lora.double() for name, lora in loras.items()})

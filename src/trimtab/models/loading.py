@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ _WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _JSON_TO_CHECK = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
 _SAMPLES_PER_TENSOR = 16
+_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.")
 
 
 @dataclass(frozen=True)
@@ -185,15 +187,24 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def weights_fingerprint(model: Any) -> str:
-    """Return a short SHA-256 over every parameter's name, shape and a few values rounded to bfloat16."""
+    """Return a short SHA-256 over every parameter's name, shape and a few values rounded to bfloat16.
+
+    Adapters that PEFT has put into the model do not count: the base below them is the same base.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    own = {_own_name(name): parameter for name, parameter in model.named_parameters() if not _ADAPTER.search(name)}
+    for name, parameter in sorted(own.items()):
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
         sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _own_name(name: str) -> str:
+    """Return a parameter's name without what PEFT's wrappers put into it."""
+    return re.sub(r"\.(base_layer|original_module)(?=\.)", "", name.removeprefix("base_model.model."))
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -31,6 +31,13 @@ def _objective_name(name: str) -> str:
     return name
 
 
+def _distinct(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    names = [objective.name for objective in objectives]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each objective needs a name of its own, got {names}")
+    return objectives
+
+
 def _file_names(files: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(PurePath(f).name if PurePath(f).is_absolute() else f for f in files)
 
@@ -83,7 +90,7 @@ class GuideManifest(_Model):
     adapter: Literal["lora", "full"] = Field(
         default="lora", description="'lora': a PEFT adapter on the base; 'full': a whole fine-tuned model."
     )
-    objectives: tuple[Objective, ...] = Field(
+    objectives: Annotated[tuple[Objective, ...], AfterValidator(_distinct)] = Field(
         min_length=1, description="What is rewarded, in the order a preference vector counts them."
     )
     beta: float = Field(gt=0, allow_inf_nan=False, description="β_r, the scale of the reward in the training loss.")
