@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -16,8 +15,7 @@ from trimtab.cli.console import escape, note, out
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trimtab.evaluation.scorers import BagOfWordsScorer
-    from trimtab.models import Base, Message
+    from trimtab.models import Message
     from trimtab.preferences import Comparison
 
 OBJECTIVE = "polite"

@@ -200,7 +200,9 @@ def prepare_output(config: TrainConfig) -> Path:
         staged.write_text(config.to_yaml(), encoding="utf-8")
         staged.replace(folder / CONFIG_FILE)
     except OSError as error:
-        raise OutputError(f"The output folder {str(folder)!r} cannot be written ({error.strerror or error}).") from error
+        raise OutputError(
+            f"The output folder {str(folder)!r} cannot be written ({error.strerror or error})."
+        ) from error
     return folder
 
 
