@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import data
+from trimtab.cli import data, rank, train
 from trimtab.cli.console import note
 from trimtab.errors import TrimtabError
 
@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.command("train")(train.train_command)
+app.command("rank")(rank.rank_command)
 
 
 def _version(value: bool) -> None:
