@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
+from rich.progress import Progress
 from rich.table import Table
 
-from trimtab.cli.console import escape, note, out
+from trimtab.cli.console import escape, note, out, progress_console
+from trimtab.cli.quiet import quiet_libraries
+from trimtab.cli.rank import show_report
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trimtab.models import Message
     from trimtab.preferences import Comparison
 
 OBJECTIVE = "polite"
@@ -48,17 +50,20 @@ def demo(
     guide = _guide_folder(output_dir)
     train_rows, held_out = load_sample()
     guide_rows, scorer_rows = train_rows[:pairs], train_rows[pairs:]
-    note(f"[1/4] The base, which stays frozen: {base}")
-    _prepare(base)
-    note(f"[2/4] Training a guide on {len(guide_rows)} preference pairs, objective '{OBJECTIVE}'")
-    report = _train(base, guide_rows, held_out, guide, seed)
-    note(f"[3/4] Fitting a scorer that is not the guide, on {len(scorer_rows)} other pairs")
-    scorer = _fit_scorer(scorer_rows)
-    note(f"[4/4] Answering {len(SHOWN_PROMPTS) + prompts} prompts at strengths {', '.join(f'{s:g}' for s in STRENGTHS)}")
-    shown: list[Text] = [[{"role": "user", "content": p}] for p in SHOWN_PROMPTS]
-    answers = _answer(base, guide, [*shown, *_prompts_of(held_out, prompts)])
+    with quiet_libraries():
+        note(f"[1/4] The base, which stays frozen: {base}")
+        _prepare(base)
+        note(f"[2/4] Training a guide on {len(guide_rows)} preference pairs, objective '{OBJECTIVE}'")
+        report = _train(base, guide_rows, held_out, guide, seed)
+        note(f"[3/4] Fitting a scorer that is not the guide, on {len(scorer_rows)} other pairs")
+        scorer = _fit_scorer(scorer_rows)
+        note(
+            f"[4/4] Answering {len(SHOWN_PROMPTS) + prompts} prompts at strengths {', '.join(f'{s:g}' for s in STRENGTHS)}"
+        )
+        shown: list[Text] = [[{"role": "user", "content": p}] for p in SHOWN_PROMPTS]
+        answers = _answer(base, guide, [*shown, *_prompts_of(held_out, prompts)])
     out.print()
-    out.print(report_table(report))
+    show_report(report)
     out.print(_answer_table(SHOWN_PROMPTS, answers))
     out.print(_score_table(scorer, held_out, [texts[len(shown) :] for texts in answers]))
     _explain(guide, base, time.monotonic() - started)
@@ -128,12 +133,13 @@ def _answer(base: str, guide: Path, prompts: Sequence[Text]) -> list[list[str]]:
     from trimtab.engine import load
 
     guidance = [strength for strength in STRENGTHS for _ in prompts]
-    with load(base, guides=[guide]) as engine, answer_progress() as progress:
+    with Progress(console=progress_console, transient=True) as bar, load(base, guides=[guide]) as engine:
+        task = bar.add_task("Answering", total=len(guidance))
         generations = engine.generate(
             [*prompts] * len(STRENGTHS),
             guidance=guidance,
             sampling={"temperature": 0, "max_tokens": MAX_TOKENS},
-            progress=progress,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     texts = [" ".join(g.text.split()) for g in generations]
     return [texts[i : i + len(prompts)] for i in range(0, len(texts), len(prompts))]

@@ -10,6 +10,7 @@ import typer
 
 from trimtab._version import __version__
 from trimtab.cli import data, rank, train
+from trimtab.cli import demo as demo_verb
 from trimtab.cli.console import note
 from trimtab.errors import TrimtabError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo_verb.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train_command)
 app.command("rank")(rank.rank_command)
