@@ -108,6 +108,21 @@ def test_convert_names_the_bad_rows_it_accepts(run, file):
     assert "Bad row left out: data.jsonl:5: not JSON" in err and "… and 2 more bad rows." in err
 
 
+def test_split(run, tmp_path):
+    rows = [row(i, prompt=f"p{i % 40}", chosen=f"x{i}") for i in range(80)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, err = run("split", "data.jsonl", "t.jsonl", "v.jsonl.gz", "--fraction", 0.25)
+    assert (code, err) == (0, "")
+    train, held_out = (read_comparisons(name).comparisons for name in ("t.jsonl", "v.jsonl.gz"))
+    assert len(train) + len(held_out) == 80
+    assert not {c.prompt for c in train} & {c.prompt for c in held_out}
+    assert out.startswith(f"{len(train)} comparisons written to t.jsonl (labels).")
+    for extra, message in ((["t.jsonl"], "Both parts would go to"), (["w.jsonl", "--limit", 1], "leaves a part empty")):
+        code, _, err = run("split", "data.jsonl", "t.jsonl", *extra)
+        assert code == 1 and message in err
+    assert not (tmp_path / "w.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

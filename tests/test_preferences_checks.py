@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from trimtab.preferences import BadRow, Comparison, Label
 from trimtab.preferences.checks import (
     check_comparisons,
-    first_user_message,
     token_measure,
     wilson_interval,
     word_measure,
@@ -90,12 +89,6 @@ def test_overlap():
     # "hi" is in both (two rows here); the conversation after "ho" goes on differently.
     assert (overlap.against, overlap.prompts, overlap.rows, overlap.first_messages) == ("val", 1, 2, 2)
     assert check_comparisons(here).overlap is None
-
-
-def test_first_user_message_skips_the_system_turn():
-    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    assert first_user_message(compare(turns, "x", "y")) == "u"
-    assert first_user_message(compare("plain", "x", "y")) == "plain"
 
 
 def test_truncation():

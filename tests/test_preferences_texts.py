@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.preferences.rows import RowProblem
-from trimtab.preferences.texts import check_pair, extract_prompt, parse_transcript, read_text, split_pair
+from trimtab.preferences.texts import check_pair, extract_prompt, parse_steerlm, parse_transcript, read_text, split_pair
 
 U = {"role": "user", "content": "What colour is the sky?"}
 BLUE = {"role": "assistant", "content": "It is blue."}
@@ -116,6 +116,12 @@ def test_transcript():
 def test_not_a_transcript(text, reason):
     with pytest.raises(RowProblem, match=reason):
         parse_transcript(text, "chosen")
+
+
+def test_steerlm_turns():
+    assert parse_steerlm("just a question") == [{"role": "user", "content": "just a question"}]
+    turns = parse_steerlm("q1\n<extra_id_1>Assistant\na1\nmore\n<extra_id_1>User\nq2")
+    assert [(t["role"], t["content"]) for t in turns] == [("user", "q1"), ("assistant", "a1\nmore"), ("user", "q2")]
 
 
 @pytest.mark.parametrize(
