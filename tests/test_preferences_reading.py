@@ -240,3 +240,11 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     for name in ("data/train", "train", "other/train.jsonl"):
         with pytest.raises(DataError, match="There is no file"):
             read_comparisons(name)
+
+
+def test_public_names_exist():
+    import trimtab.preferences as preferences
+
+    assert sorted(preferences.__all__) == sorted(set(preferences.__all__))
+    for name in preferences.__all__:
+        assert getattr(preferences, name) is not None
