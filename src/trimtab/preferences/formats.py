@@ -117,7 +117,7 @@ def check_columns(format: str, rows: list[dict[str, Any]], source: str) -> None:
     missing = sorted(FORMATS[format].needs - columns)
     if missing:
         raise DataError(
-            f"{source} is not in the format {format!r}: column {', '.join(map(repr, missing))} is missing, "
+            f"{source} is not in the format {format!r}, which needs the columns {', '.join(map(repr, missing))} too: "
             f"it has {_listed(columns)}."
         )
 
