@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class TrimtabError(Exception):
@@ -71,14 +70,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(names)}." if names else ""
-
-
-def validation_line(error: Any) -> str:
-    """Return the findings of a pydantic ``ValidationError`` as one line: ``option: what is wrong (got value)``."""
-    parts: list[str] = []
-    for item in error.errors():
-        where = ".".join(str(p) for p in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
-        parts.append(f"{where}: {message}{got}" if where else message)
-    return "; ".join(parts)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-import tiny_guides
 import tiny
+import tiny_guides
 from trimtab.engine import load
 from trimtab.engine.adapters import NotSliceableError, RowAdapters, RowSlice, read_deltas
 from trimtab.engine.backbone import Backbone
@@ -24,7 +24,10 @@ LLAMA_OPTIONS = [
     {"target_modules": ["q_proj", "v_proj"]},
     {"target_modules": r".*layers\.1\..*(up|down)_proj"},
     {"layers_to_transform": [1], "target_modules": ["q_proj", "o_proj"]},
-    {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"q_proj": 1, "layers.0.mlp.gate_proj": 99}},
+    {
+        "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+        "alpha_pattern": {"q_proj": 1, "layers.0.mlp.gate_proj": 99},
+    },
     {"rank_pattern": {"v_proj": 3}, "use_rslora": True, "alpha_pattern": {"v_proj": 5}},
     {"init_lora_weights": "gaussian", "exclude_modules": ["k_proj"]},
 ]
@@ -76,7 +79,9 @@ def test_rows_equal_peft_and_base_rows_equal_the_base(kind, options, llama_folde
 
 def test_two_adapters_on_neighbouring_slices(llama_folder, tmp_path):
     base = load_base(str(llama_folder), dtype="float32")
-    models = [tiny_guides.random_lora(base.model, seed=s, target_modules=t) for s, t in ((1, ["q_proj"]), (2, "all-linear"))]
+    models = [
+        tiny_guides.random_lora(base.model, seed=s, target_modules=t) for s, t in ((1, ["q_proj"]), (2, "all-linear"))
+    ]
     adapters = RowAdapters(base.model)
     for i, model in enumerate(models):
         tiny_guides.save_guide(tmp_path / str(i), model, tiny_guides.manifest_for(base))

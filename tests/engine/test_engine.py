@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-import tiny_guides
 import tiny
+import tiny_guides
 from engine.worlds import CHAT
 from trimtab.decoding.oracle import OracleGuide, greedy, next_distribution
 from trimtab.engine import load

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny_guides
 import tiny
+import tiny_guides
 from trimtab.decoding.oracle import OracleGuide, greedy
 from trimtab.engine import Engine, load
 from trimtab.models import Base, encode_prompt, load_base

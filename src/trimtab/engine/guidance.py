@@ -8,7 +8,8 @@ from typing import Any, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trimtab.errors import GuidanceError, did_you_mean, validation_line
+from trimtab.errors import GuidanceError, did_you_mean
+from trimtab.validation import validation_line
 
 
 class Guidance(BaseModel):
