@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decoding import combine, ensure_usable
+from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.errors import NumericalError
 
 INF = math.inf

@@ -9,15 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.decoding.sampling import (
-    Sampling,
     choose,
     distribution,
     draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    make_sampling,
     penalise_repetition,
 )
 from trimtab.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import data, rank, train
+from trimtab.cli import chat, data, generate, rank, train
 from trimtab.cli import demo as demo_verb
 from trimtab.cli.console import note
 from trimtab.errors import TrimtabError
@@ -26,6 +26,8 @@ app.command("demo")(demo_verb.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train_command)
 app.command("rank")(rank.rank_command)
+app.command("generate")(generate.command)
+app.command("chat")(chat.command)
 
 
 def _version(value: bool) -> None:

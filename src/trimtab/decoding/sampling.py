@@ -1,4 +1,4 @@
-"""Sampling: from combined logits z' to a token. Pure functions, each a line of the method, and their one config.
+"""Sampling: from combined logits z' to a token. Pure functions, each a line of the method.
 
 Order, the same as in transformers' ``generate``: repetition penalty, temperature, top-k, top-p, min-p. Each is
 applied once, to z' (the "rule of one"), never to a model's own logits.
@@ -6,82 +6,12 @@ applied once, to z' (the "rule of one"), never to a model's own logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
-from trimtab.errors import ConfigError, did_you_mean
-from trimtab.validation import validation_line
+from trimtab.decoding.config import Sampling
 
 _NEGATIVE_INFINITY = float("-inf")
-
-
-class Sampling(BaseModel):
-    """How answers are drawn from the combined logits; the names are those of vLLM's ``SamplingParams``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_tokens: int = Field(default=128, ge=1, description="Most tokens in an answer.")
-    temperature: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="Divides the combined logits; 0 takes the likeliest token."
-    )
-    top_k: int = Field(default=0, ge=0, description="Keep the K likeliest tokens; 0 keeps all.")
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="Keep the fewest likeliest tokens whose probabilities reach P."
-    )
-    min_p: float = Field(
-        default=0.0, ge=0, le=1, description="Keep tokens at least this fraction as likely as the likeliest."
-    )
-    repetition_penalty: float = Field(
-        default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Divide positive and multiply negative combined logits of tokens already in prompt or answer.",
-    )
-    stop: tuple[str, ...] = Field(default=(), description="End the answer before this text (repeatable).")
-    seed: int | None = Field(
-        default=None, ge=0, lt=2**63, description="Seed; request i is drawn with SEED + i. Default: a fresh one."
-    )
-    n: int = Field(default=1, ge=1, description="Answers for each prompt, from one reading of it.")
-    ignore_eos: bool = Field(default=False, description="Go on past the base's end-of-answer tokens.")
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("stop")
-    @classmethod
-    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not text for text in value):
-            raise ValueError("a stop string is empty; it would end every answer at once")
-        return value
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken (temperature 0)."""
-        return self.temperature == 0
-
-
-def make_sampling(value: Sampling | Mapping[str, Any] | None = None, **changes: Any) -> Sampling:
-    """Return a validated :class:`Sampling` from one, from a mapping or from nothing, with some options changed.
-
-    Raises:
-        ConfigError: an unknown option (the nearest known one is named), or a value that cannot work.
-    """
-    known = Sampling.model_fields
-    given = {name: getattr(value, name) for name in known} if isinstance(value, Sampling) else dict(value or {})
-    given.update(changes)
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"Unknown sampling option {name!r}.{did_you_mean(name, known)}")
-    try:
-        return Sampling(**given)
-    except ValidationError as error:
-        raise ConfigError(validation_line(error)) from error
 
 
 def penalise_repetition(z: Tensor, seen: Tensor, penalty: float) -> Tensor:

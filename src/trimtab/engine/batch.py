@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.decoding.config import Sampling
 from trimtab.decoding.rules import combine, ensure_usable
-from trimtab.decoding.sampling import Sampling, choose
+from trimtab.decoding.sampling import choose
 from trimtab.decoding.stops import TextAssembler
 from trimtab.engine.backbone import Backbone, Rows
 from trimtab.engine.guides import Guide

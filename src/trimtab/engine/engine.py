@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from trimtab.decoding.sampling import Sampling, make_sampling
+from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.engine.batch import Answer, Batch, Core, new_answer
 from trimtab.engine.guidance import GuidanceLike, resolve_weights
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
