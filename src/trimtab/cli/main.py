@@ -10,6 +10,7 @@ import typer
 
 from trimtab._version import __version__
 from trimtab.cli.console import note
+from trimtab.cli.info import info
 from trimtab.errors import TrimtabError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(info)
 
 
 def _version(value: bool) -> None:
