@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
+from trimtab.cli import chat, generate
 from trimtab.cli.console import note
 from trimtab.cli.info import info
 from trimtab.errors import TrimtabError
@@ -40,6 +41,10 @@ def options(
     """Options before the verb."""
     if debug:
         os.environ["TRIMTAB_DEBUG"] = "1"
+
+
+app.command("generate")(generate.command)
+app.command("chat")(chat.command)
 
 
 def normalise_flags(arguments: list[str]) -> list[str]:

@@ -75,7 +75,7 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
         if info.is_required() or info.default in (None, [], {})
         else str(info.get_default(call_default_factory=True))
     )
-    if shown in ("[]", "{}", "None"):
+    if shown in ("[]", "{}", "()", "None"):
         shown = False
     option = typer.Option(
         *declarations,
