@@ -1,19 +1,22 @@
-"""How pairs of answers become one batch: each pair is a small tree, and trees are packed into rows.
+"""How pairs of answers become one batch: what they share is encoded once, and several pairs share a row.
 
 Both answers continue one prompt, and often each other: everything before the first token in which they differ is the
-TRUNK, encoded once; the two different ends are its BRANCHES::
+TRUNK; the two different ends are its BRANCHES. All prompts of a batch often begin alike too (a system prompt, a chat
+template's first tokens): that is the ROOT of each row::
 
-    trunk: prompt + common beginning ──┬── branch 1: rest of answer a
-                                       └── branch 2: rest of answer b
+    root ──┬── trunk of pair 1: prompt + common beginning ──┬── rest of answer a
+           │                                                └── rest of answer b
+           └── trunk of pair 2 ──┬── …
 
-A token attends to the trunk of its own pair and to its own branch; positions restart after the trunk. The
-log-probabilities are those of two separate sequences, for every model that reads order from ``position_ids`` and obeys
-a 4-D attention mask. An answer's last token is only ever predicted, so it is not part of the input.
+Each of these pieces is a NODE. A token attends to its own node and to the nodes above it, and its position counts along
+that path, so the log-probabilities are those of separate sequences for every model that reads order from
+``position_ids`` and obeys a 4-D attention mask. An answer's last token is only ever predicted, never part of the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
@@ -21,9 +24,15 @@ from torch import Tensor
 
 from trimtab.rewards.encoding import EncodedPair
 
+_ATTENTION_COST = 1500
+"""Length of a row at which attention costs as much as everything else; a rough mean over small and large models."""
+
+_MOST_ROWS_MERGED = 2048
+"""Rows are not made longer than this to save padding (their masks and attention grow with the square)."""
+
 
 class PairBatch(TypedDict):
-    """P pairs packed into R rows of L tokens; N tokens to predict.
+    """P pairs packed into R rows of L tokens; N tokens to predict, M more that both answers of a pair have in common.
 
     ``pair_index`` comes first because Trainer takes the first tensor's length for the batch size.
     """
@@ -33,11 +42,11 @@ class PairBatch(TypedDict):
     input_ids: Tensor
     """(R, L) long; padding is 0."""
     position_ids: Tensor
-    """(R, L) long; each answer's positions follow its prompt's."""
-    tree: Tensor
-    """(R, L) long: which tree a token belongs to; −1 for padding."""
-    branch: Tensor
-    """(R, L) long: 0 trunk, 1 and 2 the branches."""
+    """(R, L) long: place of the token in its own sequence."""
+    node: Tensor
+    """(R, L) long: the node a token belongs to; 0 is padding."""
+    above: Tensor
+    """(nodes, nodes) bool: whether a token of the first node sees the second; each node sees itself."""
     source: Tensor
     """(N,) long: flat index into (R·L) of the state that predicts each token."""
     target: Tensor
@@ -56,30 +65,56 @@ class PairBatch(TypedDict):
     """The P rows' ids, for messages."""
 
 
+@dataclass(frozen=True)
 class _Tree:
-    """One trunk with up to two branches, and what each of its positions must predict."""
+    """One trunk with its branches, below the root; ``owners`` numbers the branches' answers."""
 
-    def __init__(self, trunk: list[int], branches: Sequence[list[int]], owners: Sequence[int], common: int) -> None:
-        inputs = [branch[:-1] for branch in branches]
-        self.ids = trunk + [token for part in inputs for token in part]
-        self.branch = [0] * len(trunk)
-        self.position = list(range(len(trunk)))
-        self.sources: list[int] = []
-        self.targets: list[int] = []
-        self.owners: list[int] = []
-        start = len(trunk)
-        for number, (branch, part, owner) in enumerate(zip(branches, inputs, owners, strict=True), start=1):
-            self.branch += [number] * len(part)
-            self.position += range(len(trunk), len(trunk) + len(part))
-            if branch:
-                self.sources += [len(trunk) - 1, *range(start, start + len(part))]
-                self.targets += branch
-                self.owners += [owner] * len(branch)
-            start += len(part)
-        self.common = common
+    pair: int
+    trunk: list[int]
+    branches: list[list[int]]
+    owners: list[int]
+    common: int
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.trunk) + sum(len(branch[:-1]) for branch in self.branches)
+
+
+@dataclass
+class _Rows:
+    """The batch while it is filled, row by row, as flat lists."""
+
+    ids: list[list[int]] = field(default_factory=list[list[int]])
+    positions: list[list[int]] = field(default_factory=list[list[int]])
+    nodes: list[list[int]] = field(default_factory=list[list[int]])
+    parents: list[int] = field(default_factory=lambda: [0])
+    own: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
+    shared: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
+
+    def add_node(self, tokens: list[int], parent: int, start: int) -> int:
+        """Append a node to the last row, its positions from ``start``; return its number."""
+        self.parents.append(parent)
+        number = len(self.parents) - 1
+        self.ids[-1] += tokens
+        self.positions[-1] += range(start, start + len(tokens))
+        self.nodes[-1] += [number] * len(tokens)
+        return number
+
+    def add_tree(self, tree: _Tree, root: int, root_length: int) -> None:
+        """Append a tree to the last row and note what its tokens must predict."""
+        row = len(self.ids) - 1
+        begin = len(self.ids[-1])
+        trunk = self.add_node(tree.trunk, root, root_length)
+        end = len(self.ids[-1])
+        # Where nothing of the prompt is left below the root, the root's last token predicts.
+        last = end - 1 if tree.trunk else root_length - 1
+        for k in range(len(tree.trunk) - tree.common, len(tree.trunk)):
+            source = begin + k - 1 if k else root_length - 1
+            self.shared.append((row, source, tree.trunk[k], tree.pair))
+        for branch, owner in zip(tree.branches, tree.owners, strict=True):
+            place = len(self.ids[-1])
+            self.add_node(branch[:-1], trunk, root_length + len(tree.trunk))
+            sources = [last, *range(place, place + len(branch) - 1)]
+            self.own += [(row, s, t, owner) for s, t in zip(sources, branch, strict=False)]
 
 
 def layout_pairs(pairs: Sequence[EncodedPair], *, branched: bool) -> PairBatch:
@@ -87,47 +122,58 @@ def layout_pairs(pairs: Sequence[EncodedPair], *, branched: bool) -> PairBatch:
 
     Args:
         pairs: at least one.
-        branched: share each pair's trunk and pack trees into rows; otherwise one row an answer.
+        branched: encode once what answers and prompts share, and pack pairs into rows; otherwise one row an answer.
     """
+    root: list[int] = []
     trees: list[_Tree] = []
+    if branched:
+        root = _common_beginning([pair.prompt_ids for pair in pairs])
     for number, pair in enumerate(pairs):
+        prompt = pair.prompt_ids[len(root) :]
         if branched:
-            common = _common_length(pair.a_ids, pair.b_ids)
-            trunk = pair.prompt_ids + pair.a_ids[:common]
+            common = len(_common_beginning([pair.a_ids, pair.b_ids]))
             branches = [pair.a_ids[common:], pair.b_ids[common:]]
-            trees.append(_Tree(trunk, branches, [2 * number, 2 * number + 1], common))
+            trees.append(_Tree(number, prompt + pair.a_ids[:common], branches, [2 * number, 2 * number + 1], common))
         else:
-            trees.append(_Tree(pair.prompt_ids, [pair.a_ids], [2 * number], 0))
-            trees.append(_Tree(pair.prompt_ids, [pair.b_ids], [2 * number + 1], 0))
-    rows = _pack([len(tree) for tree in trees]) if branched else [[i] for i in range(len(trees))]
-    return _assemble(trees, rows, pairs, branched)
+            trees.append(_Tree(number, prompt, [pair.a_ids], [2 * number], 0))
+            trees.append(_Tree(number, prompt, [pair.b_ids], [2 * number + 1], 0))
+    rows = pack([len(tree) for tree in trees], len(root)) if branched else [[i] for i in range(len(trees))]
+    return _assemble(_fill(trees, rows, root), pairs, branched)
 
 
-def branch_mask(tree: Tensor, branch: Tensor) -> Tensor:
-    """Return which token sees which: (R, L), (R, L) → (R, 1, L, L) bool, True = attends.
+def branch_mask(node: Tensor, above: Tensor) -> Tensor:
+    """Return which token sees which: (R, L), (nodes, nodes) → (R, 1, L, L) bool, True = attends.
 
-    A token sees, at or before its own place, the trunk and its own branch of its own tree. Padding sees itself, so
-    that no row of the softmax is empty.
+    Padding sees the padding before it and itself, so that no row of the softmax is empty.
     """
-    length = tree.shape[1]
-    order = torch.ones(length, length, dtype=torch.bool, device=tree.device).tril()
-    same_tree = tree[:, :, None] == tree[:, None, :]
-    same_branch = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
-    return (same_tree & same_branch & order)[:, None]
+    length = node.shape[1]
+    order = torch.ones(length, length, dtype=torch.bool, device=node.device).tril()
+    return (above[node[:, :, None], node[:, None, :]] & order)[:, None]
 
 
-def _common_length(a: list[int], b: list[int]) -> int:
-    for i, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return i
-    return min(len(a), len(b))
+def pack(lengths: Sequence[int], root: int) -> list[list[int]]:
+    """Divide trees over rows so that little is padding and no row is needlessly long.
+
+    Several row lengths are tried, each filled longest tree first into the first row with room; the cheapest stays,
+    counting every token of every row, padding too, and attention growing with the row.
+    """
+    longest = max(lengths)
+    best: tuple[float, list[list[int]]] | None = None
+    for factor in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0):
+        capacity = int(longest * factor)
+        if best is not None and root + capacity > _MOST_ROWS_MERGED:
+            break
+        rows = _first_fit(lengths, capacity)
+        width = root + max(sum(lengths[i] for i in row) for row in rows)
+        cost = len(rows) * width * (1 + width / _ATTENTION_COST)
+        if best is None or cost < best[0]:
+            best = (cost, rows)
+    return best[1] if best else []
 
 
-def _pack(lengths: list[int]) -> list[list[int]]:
-    """Put items into rows no longer than the longest item, longest first, each into the first row with room."""
+def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     room: list[int] = []
     rows: list[list[int]] = []
-    capacity = max(lengths)
     for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         place = next((r for r, free in enumerate(room) if free >= lengths[item]), None)
         if place is None:
@@ -139,49 +185,59 @@ def _pack(lengths: list[int]) -> list[list[int]]:
     return rows
 
 
-def _assemble(
-    trees: list[_Tree], rows: list[list[int]], pairs: Sequence[EncodedPair], branched: bool
-) -> PairBatch:  # fmt: skip
-    width = max(sum(len(trees[i]) for i in row) for row in rows)
-    shape = (len(rows), width)
-    input_ids, position, branch = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-    tree_of = torch.full(shape, -1, dtype=torch.long)
-    source: list[int] = []
-    target: list[int] = []
-    owner: list[int] = []
-    common: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for r, row in enumerate(rows):
-        start = 0
+def _common_beginning(sequences: Sequence[list[int]]) -> list[int]:
+    # The smallest and the largest of sorted sequences differ first where any two of them do.
+    low, high = min(sequences), max(sequences)
+    for i, (left, right) in enumerate(zip(low, high, strict=False)):
+        if left != right:
+            return low[:i]
+    return low[: len(high)]
+
+
+def _fill(trees: list[_Tree], rows: list[list[int]], root: list[int]) -> _Rows:
+    filled = _Rows()
+    for row in rows:
+        for part in (filled.ids, filled.positions, filled.nodes):
+            part.append([])
+        top = filled.add_node(root, 0, 0)
         for number in row:
-            tree = trees[number]
-            end = start + len(tree)
-            input_ids[r, start:end] = torch.tensor(tree.ids)
-            position[r, start:end] = torch.tensor(tree.position)
-            branch[r, start:end] = torch.tensor(tree.branch)
-            tree_of[r, start:end] = number
-            flat = r * width + start
-            source += [flat + s for s in tree.sources]
-            target += tree.targets
-            owner += tree.owners
-            trunk = tree.branch.count(0)
-            for k in range(trunk - tree.common, trunk):
-                common[0].append(flat + k - 1)
-                common[1].append(tree.ids[k])
-                common[2].append(number)
-            start = end
-    as_long = [torch.tensor(x, dtype=torch.long) for x in (source, target, owner, *common)]
+            filled.add_tree(trees[number], top, len(root))
+    return filled
+
+
+def _assemble(rows: _Rows, pairs: Sequence[EncodedPair], branched: bool) -> PairBatch:
+    width = max(len(ids) for ids in rows.ids)
+
+    def padded(lists: list[list[int]]) -> Tensor:
+        return torch.tensor([part + [0] * (width - len(part)) for part in lists], dtype=torch.long)
+
+    def columns(entries: list[tuple[int, int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        table = torch.tensor(entries, dtype=torch.long).reshape(-1, 4)
+        return table[:, 0] * width + table[:, 1], table[:, 2], table[:, 3]
+
+    source, target, owner = columns(rows.own)
+    common_source, common_target, common_owner = columns(rows.shared)
     return PairBatch(
         pair_index=torch.arange(len(pairs)),
-        input_ids=input_ids,
-        position_ids=position,
-        tree=tree_of,
-        branch=branch,
-        source=as_long[0],
-        target=as_long[1],
-        owner=as_long[2],
-        common_source=as_long[3],
-        common_target=as_long[4],
-        common_owner=as_long[5],
+        input_ids=padded(rows.ids),
+        position_ids=padded(rows.positions),
+        node=padded(rows.nodes),
+        above=_closure(rows.parents),
+        source=source,
+        target=target,
+        owner=owner,
+        common_source=common_source,
+        common_target=common_target,
+        common_owner=common_owner,
         branched=branched,
         ids=[pair.id for pair in pairs],
     )
+
+
+def _closure(parents: list[int]) -> Tensor:
+    """Return (nodes, nodes) bool: a node's ancestors and itself. Node 0 is padding and nobody's ancestor."""
+    above = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent:
+            above[node] |= above[parent]
+    return above

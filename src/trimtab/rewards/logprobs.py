@@ -75,7 +75,7 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float,
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.errors import DataError, NumericalError
+from trimtab.preferences.checks import wilson_interval
 from trimtab.rewards.encoding import EncodedPair
 from trimtab.rewards.scoring import PairScorer, sequence_logprobs
 
 LENGTH_TOLERANCE = 0.1
 """Pairs are length-matched if the shorter answer has at least 90 % of the longer one's tokens."""
-
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -89,18 +88,6 @@ class RankReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**asdict(self), "gain": self.gain}
-
-
-def wilson_interval(right: float, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share: never outside [0, 1], sensible for small n and extreme shares.
-
-    With p = right/n and z = 1.96: (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n).
-    """
-    p, z = right / n, _Z95
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:

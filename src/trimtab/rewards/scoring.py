@@ -94,7 +94,7 @@ class PairScorer:
             arguments["position_ids"] = batch["position_ids"]
             arguments["attention_mask"] = self._mask(batch)
         else:
-            arguments["attention_mask"] = (batch["tree"] >= 0).long()
+            arguments["attention_mask"] = (batch["node"] > 0).long()
         if not self.plain_head:
             return cast("Tensor", model(**arguments).logits.flatten(0, 1))
         # The whole model is called, and not its body alone, so that wrappers (DDP, autocast) do their part;
@@ -104,7 +104,7 @@ class PairScorer:
         return cast("Tensor", outputs[-1].flatten(0, 1))
 
     def _mask(self, batch: PairBatch) -> Tensor:
-        mask = branch_mask(batch["tree"], batch["branch"])
+        mask = branch_mask(batch["node"], batch["above"])
         if _attention(self._causal) == "sdpa":
             return mask
         dtype = self._causal.dtype
@@ -251,7 +251,8 @@ def _cannot_branch(causal: Any, parameters: set[str], max_length: int) -> str:
 
 
 def _probe_pairs(vocabulary: int) -> list[EncodedPair]:
-    """Two pairs of unequal lengths, one with a common beginning; ``b`` repeats parts of ``a``, so a leak would show."""
+    """Three pairs of unequal lengths with every kind of sharing; ``b`` repeats parts of ``a``, so a leak would show."""
     ids = [int(i) for i in torch.randint(vocabulary // 2, (24,), generator=torch.Generator().manual_seed(0))]
-    first = EncodedPair(ids[:5], ids[5:14], [ids[14], *ids[6:11]])
-    return [first, EncodedPair(ids[15:17], ids[17:21], [ids[17], ids[18], ids[22]])]
+    first = EncodedPair(ids[:6], ids[6:15], [ids[15], *ids[7:12]])
+    second = EncodedPair([*ids[:3], ids[16]], ids[17:21], [ids[17], ids[18], ids[22]])
+    return [first, second, EncodedPair([*ids[:3], ids[17], ids[23]], ids[8:12], ids[9:12])]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trimtab.training.losses import LossType
+LossType = Literal["sigmoid", "hinge"]
 
 _NOT_SAVED = {"resume_from_checkpoint", "overwrite_output_dir"}
 

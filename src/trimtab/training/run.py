@@ -145,9 +145,13 @@ def _make_trainer(
 
 
 def _run(trainer: GuideTrainer, checkpoint: str | None, folder: Path) -> dict[str, float]:
+    from peft.helpers import disable_input_dtype_casting
+
     start = time.perf_counter()
     try:
-        outcome: Any = trainer.train(resume_from_checkpoint=checkpoint)
+        # Under autocast the LoRA's products run in bfloat16 anyway; without this, PEFT widens their input first.
+        with disable_input_dtype_casting(trainer.model, active=bool(trainer.args.bf16)):
+            outcome: Any = trainer.train(resume_from_checkpoint=checkpoint)
     except OSError as error:  # a checkpoint or a log that does not fit the disk
         raise OutputError(
             f"The run cannot write to {str(folder)!r} ({error.strerror or error}): free space there, then continue "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import torch
 from trimtab.errors import ConfigError, DataError, OutputError
 from trimtab.models import Base, load_base
 from trimtab.models.loading import resolve_dtype
+from trimtab.preferences.checks import prompt_key
 from trimtab.preferences.records import Comparison
 from trimtab.rewards.encoding import PairEncoder, PreparedPairs, choose_objective, prepare_pairs
 from trimtab.training.config import TrainConfig
@@ -50,7 +50,7 @@ def read_data(config: TrainConfig, notify: Callable[[str], None]) -> RunData:
     train, digests = _read(config.data, unnamed, config.limit, notify)
     held_out, _ = _read(config.eval_data, unnamed, None, notify)
     objective = choose_objective(train, config.objective, source=", ".join(config.data))
-    shared = len(_prompts(held_out) & _prompts(train))
+    shared = len({prompt_key(c) for c in held_out} & {prompt_key(c) for c in train})
     if shared:
         notify(f"Warning: {shared} held-out prompts are also trained on, so held-out results will look too good.")
     return RunData(train, held_out, objective, _combined(digests))
@@ -200,7 +200,9 @@ def prepare_output(config: TrainConfig) -> Path:
         staged.write_text(config.to_yaml(), encoding="utf-8")
         staged.replace(folder / CONFIG_FILE)
     except OSError as error:
-        raise OutputError(f"The output folder {str(folder)!r} cannot be written ({error.strerror or error}).") from error
+        raise OutputError(
+            f"The output folder {str(folder)!r} cannot be written ({error.strerror or error})."
+        ) from error
     return folder
 
 
@@ -242,10 +244,6 @@ def _read(
             first = result.bad_rows[0]
             notify(f"Warning: {len(result.bad_rows)} bad rows of {source} are left out, the first: {first}")
     return comparisons, digests
-
-
-def _prompts(comparisons: Sequence[Comparison]) -> set[str]:
-    return {json.dumps(c.prompt, sort_keys=True) for c in comparisons}
 
 
 def _combined(digests: list[str]) -> str:
