@@ -22,6 +22,8 @@ __all__ = [
     "Overlap",
     "Truncation",
     "check_comparisons",
+    "first_user_message",
+    "prompt_key",
     "token_measure",
     "wilson_interval",
     "word_measure",
