@@ -10,6 +10,8 @@ from trimtab._version import __version__
 if TYPE_CHECKING:
     from trimtab.decoding.config import Sampling
     from trimtab.engine import Engine, Generation, Guidance, Score, Stream, load
+    from trimtab.errors import TrimtabError
+    from trimtab.training import TrainConfig, TrainResult, train
 
 # Public name → the module that has it, imported when the name is first used: torch takes seconds, and
 # `import trimtab` must not.
@@ -20,10 +22,27 @@ _HOMES = {
     "Sampling": "trimtab.decoding.config",
     "Score": "trimtab.engine",
     "Stream": "trimtab.engine",
+    "TrainConfig": "trimtab.training",
+    "TrainResult": "trimtab.training",
+    "TrimtabError": "trimtab.errors",
     "load": "trimtab.engine",
+    "train": "trimtab.training",
 }
 
-__all__ = ["Engine", "Generation", "Guidance", "Sampling", "Score", "Stream", "__version__", "load"]
+__all__ = [
+    "Engine",
+    "Generation",
+    "Guidance",
+    "Sampling",
+    "Score",
+    "Stream",
+    "TrainConfig",
+    "TrainResult",
+    "TrimtabError",
+    "__version__",
+    "load",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import chat, generate
+from trimtab.cli import chat, data, generate, rank, train
 from trimtab.cli.console import note
+from trimtab.cli.demo import demo
+from trimtab.cli.info import info
 from trimtab.errors import TrimtabError
 
 app = typer.Typer(
@@ -21,6 +23,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo)
+app.add_typer(data.app, name="data")
+app.command("train")(train.train_command)
+app.command("rank")(rank.rank_command)
+app.command("generate")(generate.command)
+app.command("chat")(chat.command)
+app.command("info")(info)
 
 
 def _version(value: bool) -> None:
@@ -39,10 +48,6 @@ def options(
     """Options before the verb."""
     if debug:
         os.environ["TRIMTAB_DEBUG"] = "1"
-
-
-app.command("generate")(generate.command)
-app.command("chat")(chat.command)
 
 
 def normalise_flags(arguments: list[str]) -> list[str]:
