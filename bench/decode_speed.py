@@ -28,28 +28,7 @@ from trimtab.engine import Engine, load
 from trimtab.models import Base, end_of_response_id, load_base, tokenizer_hash
 from trimtab.rewards.artifact import BaseRef, GuideManifest, Objective, load_guide_model, save_guide
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "people",
-    "on",
-    "the",
-    "quay",
-    "count",
-    "boats",
-    "and",
-    "wait",
-    "for",
-    "rain",
-]
+TEXT = "the quick brown fox jumps over a lazy dog while people on the quay count boats and wait for rain "
 
 
 def random_guide(base: Base, folder: Path) -> Path:
@@ -120,7 +99,7 @@ def peft_mixed(model: Any, ids: torch.Tensor, tokens: int) -> Callable[[], None]
 
 
 def ways(base: Base, folder: Path, batch: int, prompt_tokens: int, tokens: int) -> dict[str, Callable[[], None]]:
-    text = " ".join(WORDS * (prompt_tokens // len(WORDS) + 1))
+    text = TEXT * prompt_tokens
     ids = torch.tensor([base.tokenizer(text)["input_ids"][:prompt_tokens]] * batch)
     prompts = [base.tokenizer.decode(ids[0])] * batch
     own = dataclasses.replace(base, model=copy.deepcopy(base.model))
