@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.cli.console import note
+from trimtab.cli.quiet import quiet_libraries
 from trimtab.errors import GuidanceError
 
 if TYPE_CHECKING:
@@ -75,20 +76,18 @@ def sampling_of(options: Sampling) -> Sampling:
 
 
 def load_engine(options: SteeringOptions) -> Engine:
-    """Load base and guides, without progress bars of other libraries."""
-    from transformers.utils import logging
+    """Load base and guides."""
+    with quiet_libraries():
+        from trimtab.engine import load
 
-    logging.disable_progress_bar()
-    from trimtab.engine import load
-
-    engine = load(
-        options.base,
-        options.guide,
-        revision=options.revision,
-        guide_bases=options.guide_base,
-        dtype=options.dtype,
-        device=options.device,
-    )
+        engine = load(
+            options.base,
+            options.guide,
+            revision=options.revision,
+            guide_bases=options.guide_base,
+            dtype=options.dtype,
+            device=options.device,
+        )
     if not options.guide:
         note(f"No --guide: this is the plain base {options.base!r}.")
     return engine
