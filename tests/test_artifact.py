@@ -42,7 +42,18 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+        {"use_dora": True},
+        {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+        {"modules_to_save": ["norm"]},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
 def test_stock_peft_and_trimtab_load_the_same_model(llama_folder, tmp_path, options):
     base = load_base(str(llama_folder), dtype="float32")
     model = guides.lora_on(base, **options)

@@ -1,4 +1,4 @@
-"""``trimtab data check`` and ``trimtab data convert``: look at preference data, and turn it into another form."""
+"""``trimtab data check``, ``convert`` and ``split``: look at preference data, turn it into another form, part it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trimtab.preferences import ReadResult
     from trimtab.preferences.checks import DataReport, Measure
 
-app = typer.Typer(help="Check preference data, and convert it.", no_args_is_help=True)
+app = typer.Typer(help="Check, convert and split preference data.", no_args_is_help=True)
 
 _SHOWN_BAD_ROWS = 10
 
@@ -126,6 +126,38 @@ def convert(
         note(f"Left out: {result.ties} tied and {result.missing} not judged. --to labels keeps them.")
     if data.unpaired:
         note(f"Left out: {len(data.unpaired)} rows whose prompt no other row has.")
+    _note_bad_rows(data)
+
+
+@app.command("split")
+def split(
+    file: Source,
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Where the larger part goes.")],
+    held_out: Annotated[Path, typer.Argument(metavar="HELD_OUT", help="Where the held-out part goes.")],
+    fraction: Annotated[float, typer.Option("--fraction", help="Share of the prompts to hold out.")] = 0.1,
+    salt: Annotated[str, typer.Option("--salt", help="Any text; another gives another split.")] = "",
+    to: Annotated[str, typer.Option("--to", help="labels or canonical; both keep everything.")] = "labels",
+    format: FormatOption = "auto",
+    objective: ObjectiveOption = None,
+    margin: MarginOption = 0.0,
+    limit: LimitOption = None,
+    max_bad_fraction: BadOption = 0.01,
+) -> None:
+    """Split by a hash of the first user message: no prompt gets into both parts, and a rerun changes nothing."""
+    from trimtab.errors import ConfigError
+    from trimtab.preferences import read_comparisons, split_by_hash, write_comparisons
+
+    if train.resolve() == held_out.resolve():
+        raise ConfigError(f"Both parts would go to {train}: name two files.")
+    data = read_comparisons(
+        file, format=format, objective=objective, margin=margin, limit=limit, max_bad_fraction=max_bad_fraction
+    )
+    parts = split_by_hash(data.comparisons, fraction, salt=salt)
+    if not all(parts):
+        raise ConfigError(f"Holding out {fraction:g} of {len(data.comparisons)} comparisons leaves a part empty.")
+    for path, part in zip((train, held_out), parts, strict=True):
+        result = write_comparisons(path, part, format=to)
+        out.print(f"{result.written} comparisons written to {escape(str(path))} ({escape(to)}).")
     _note_bad_rows(data)
 
 

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import data, rank, train
+from trimtab.cli import chat, data, generate, rank, train
 from trimtab.cli.console import note
+from trimtab.cli.demo import demo
+from trimtab.cli.info import info
 from trimtab.errors import TrimtabError
 
 app = typer.Typer(
@@ -18,12 +20,16 @@ app = typer.Typer(
     help="Steer a frozen language model, token by token, with a small autoregressive reward model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train_command)
 app.command("rank")(rank.rank_command)
+app.command("generate")(generate.command)
+app.command("chat")(chat.command)
+app.command("info")(info)
 
 
 def _version(value: bool) -> None:

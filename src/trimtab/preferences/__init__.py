@@ -1,24 +1,32 @@
 """What people prefer: records, readers and writers for every common format, checks."""
 
+from trimtab.preferences.checks import DataReport, check_comparisons, token_measure, wilson_interval, word_measure
 from trimtab.preferences.formats import FORMATS
 from trimtab.preferences.reading import ReadResult, objectives_of, read_comparisons
 from trimtab.preferences.records import Comparison, Label, Message, Text, response_text
 from trimtab.preferences.rows import BadRow
 from trimtab.preferences.sources import data_sha256
+from trimtab.preferences.splitting import split_by_hash
 from trimtab.preferences.writing import WriteResult, write_comparisons
 
 __all__ = [
     "FORMATS",
     "BadRow",
     "Comparison",
+    "DataReport",
     "Label",
     "Message",
     "ReadResult",
     "Text",
     "WriteResult",
+    "check_comparisons",
     "data_sha256",
     "objectives_of",
     "read_comparisons",
     "response_text",
+    "split_by_hash",
+    "token_measure",
+    "wilson_interval",
+    "word_measure",
     "write_comparisons",
 ]

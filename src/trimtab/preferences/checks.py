@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from trimtab.models.chat import encode_prompt, encode_response, end_of_response_
 from trimtab.preferences.reading import objectives_of
 from trimtab.preferences.records import Comparison, Label, Text, response_text
 from trimtab.preferences.rows import BadRow
+from trimtab.preferences.splitting import first_user_message, prompt_key
 
 __all__ = [
     "DataReport",
@@ -23,6 +23,7 @@ __all__ = [
     "Truncation",
     "check_comparisons",
     "first_user_message",
+    "prompt_key",
     "token_measure",
     "wilson_interval",
     "word_measure",
@@ -262,19 +263,6 @@ def check_comparisons(
         overlap=None if against is None else _overlap(comparisons, against, against_name),
         truncation=None if max_length is None else Truncation(max_length, max_prompt_length, *map(sum, _columns(cuts))),
     )
-
-
-def prompt_key(comparison: Comparison) -> str:
-    """Return a string that is equal for equal prompts."""
-    prompt = comparison.prompt
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-
-
-def first_user_message(comparison: Comparison) -> str:
-    """Return what the user says first (plain text: the whole prompt); the unit that data should be split by."""
-    if isinstance(comparison.prompt, str):
-        return comparison.prompt
-    return next((turn["content"] for turn in comparison.prompt if turn["role"] == "user"), prompt_key(comparison))
 
 
 def _objective(name: str, comparisons: Sequence[Comparison], sizes: Sequence[tuple[int, int, int]]) -> ObjectiveReport:

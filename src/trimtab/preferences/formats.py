@@ -117,7 +117,7 @@ def check_columns(format: str, rows: list[dict[str, Any]], source: str) -> None:
     missing = sorted(FORMATS[format].needs - columns)
     if missing:
         raise DataError(
-            f"{source} is not in the format {format!r}: column {', '.join(map(repr, missing))} is missing, "
+            f"{source} is not in the format {format!r}, which needs the columns {', '.join(map(repr, missing))} too: "
             f"it has {_listed(columns)}."
         )
 
@@ -345,7 +345,7 @@ def _unknown(columns: set[str], source: str) -> str:
 
 
 def _listed(columns: Iterable[str]) -> str:
-    names = sorted(columns)
+    names = [name if name.isprintable() and len(name) <= 40 else _shown(name) for name in sorted(columns)]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "(none)"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from trimtab.errors import DataError
@@ -11,7 +11,7 @@ from trimtab.preferences.rows import RawRow
 __all__ = ["read_hub"]
 
 
-def read_hub(source: str, split: str | None) -> Iterator[RawRow]:
+def read_hub(source: str, split: str | None) -> Generator[RawRow]:
     """Yield the rows of a hub data set, ``owner/name`` or ``owner/name:split`` (default split ``train``).
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 from trimtab.preferences.formats import Options, make_comparison, pair_scores, read_score
 from trimtab.preferences.records import Comparison, Text
 from trimtab.preferences.rows import RawRow, RowProblem
-from trimtab.preferences.texts import assistant, read_text, user
+from trimtab.preferences.texts import assistant, parse_steerlm, read_text
 
 __all__ = ["Pair", "Scored", "pair_rows"]
 
@@ -63,7 +63,7 @@ def _read(raw: RawRow, options: Options) -> Scored:
         raise RowProblem(raw.problem)
     prompt, response = (read_text(raw.value.get(name), name) for name in ("prompt", "response"))
     scores = {name: read_score(raw.value.get(name), name) for name in options.attributes or ()}
-    prompt = user(prompt) if isinstance(prompt, str) else prompt
+    prompt = parse_steerlm(prompt) if isinstance(prompt, str) else prompt
     return Scored(raw.line, prompt, assistant(response) if isinstance(response, str) else response, scores, raw.value)
 
 

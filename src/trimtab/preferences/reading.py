@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,7 @@ class ReadResult:
         sha256: of the file's content, unpacked; for a hub data set, of the comparisons read.
         source: the file or data set.
         unpaired: sound rows of the score form that no other row shares a prompt with.
+        seen: good comparisons and bad rows that were met, also those beyond the limit.
     """
 
     comparisons: list[Comparison]
@@ -42,12 +44,12 @@ class ReadResult:
     sha256: str
     source: str
     unpaired: list[BadRow]
+    seen: int
 
     @property
     def bad_fraction(self) -> float:
-        """Bad rows as a share of all comparisons that there would be without them."""
-        total = len(self.comparisons) + len(self.bad_rows)
-        return len(self.bad_rows) / total if total else 0.0
+        """Bad rows as a share of all that were met."""
+        return len(self.bad_rows) / self.seen if self.seen else 0.0
 
     @property
     def objectives(self) -> list[str]:
@@ -93,25 +95,25 @@ def read_comparisons(
     """
     _check_options(limit, max_bad_fraction, margin)
     name, rows = _open(source, split, max_line_bytes)
-    first = list(itertools.islice(rows, _LOOKAHEAD))
-    shown = [row.value for row in first if row.value is not None]
-    everything = itertools.chain(first, rows)
-    if not first:
-        raise DataError(f"{name} is empty: it holds no rows.")
-    if not shown:
-        bad = [BadRow(name, row.line, row.problem) for row in everything if row.value is None]
-        raise DataError(_too_many(bad, len(bad), name, max_bad_fraction))
-    if format == "auto":
-        format = formats.detect_format(shown, name)
-    formats.check_columns(format, shown, name)
-    options = _options(format, shown, objective, margin, attributes, name)
-    comparisons, bad, unpaired = _collect(_outcomes(everything, format, options, name), limit, max_bad_fraction)
-    result = ReadResult(comparisons, bad, format, "", name, unpaired)
+    with contextlib.closing(rows):
+        first = list(itertools.islice(rows, _LOOKAHEAD))
+        shown = [row.value for row in first if row.value is not None]
+        everything = itertools.chain(first, rows)
+        if not first:
+            raise DataError(f"{name} is empty: it holds no rows.")
+        if not shown:
+            bad = [BadRow(name, row.line, row.problem) for row in everything if row.value is None]
+            raise DataError(_too_many(bad, len(bad), name, max_bad_fraction))
+        if format == "auto":
+            format = formats.detect_format(shown, name)
+        formats.check_columns(format, shown, name)
+        options = _options(format, shown, objective, margin, attributes, name)
+        result = _collect(_outcomes(everything, format, options, name), limit, max_bad_fraction)
     if result.bad_fraction > max_bad_fraction:
-        raise DataError(_too_many(bad, len(bad) + len(comparisons), name, max_bad_fraction))
-    if unpaired and not comparisons and not bad:
-        raise DataError(f"{name} gives no comparison: no two of its {len(unpaired)} rows have the same prompt.")
-    return replace(result, sha256=_digest(source, name, comparisons))
+        raise DataError(_too_many(result.bad_rows, result.seen, name, max_bad_fraction))
+    if result.unpaired and not result.seen:
+        raise DataError(f"{name} gives no comparison: no two of its {len(result.unpaired)} rows have the same prompt.")
+    return replace(result, format=format, source=name, sha256=_digest(source, name, result.comparisons))
 
 
 Outcome = Comparison | BadRow | None
@@ -143,30 +145,28 @@ def _located(outcome: Comparison | RowProblem, name: str, line: int, where: str)
     return replace(outcome, source=where)
 
 
-def _collect(
-    outcomes: Iterator[tuple[int, Outcome]], limit: int | None, max_bad_fraction: float
-) -> tuple[list[Comparison], list[BadRow], list[BadRow]]:
+def _collect(outcomes: Iterator[tuple[int, Outcome]], limit: int | None, max_bad_fraction: float) -> ReadResult:
     """Sort the outcomes, up to ``limit`` comparisons; see :func:`read_comparisons` on when reading stops."""
     comparisons: list[Comparison] = []
     bad: list[BadRow] = []
     unpaired: list[BadRow] = []
-    beyond = 0
+    seen = 0
     for line, outcome in outcomes:
         full = limit is not None and len(comparisons) >= limit
-        if full and len(bad) <= max_bad_fraction * (len(comparisons) + beyond + len(bad)):
-            return comparisons, bad, unpaired
+        if full and len(bad) <= max_bad_fraction * seen:
+            break
+        if outcome is None:
+            unpaired.append(BadRow("", line, "no other row has this prompt"))
+            continue
+        seen += 1
         if isinstance(outcome, BadRow):
             bad.append(outcome)
-        elif outcome is None:
-            unpaired.append(BadRow("", line, "no other row has this prompt"))
-        elif full:
-            beyond += 1
-        else:
+        elif not full:
             comparisons.append(outcome)
-    return comparisons, bad, unpaired
+    return ReadResult(comparisons, bad, "", "", "", unpaired, seen)
 
 
-def _open(source: str | Path, split: str | None, max_line_bytes: int) -> tuple[str, Iterator[RawRow]]:
+def _open(source: str | Path, split: str | None, max_line_bytes: int) -> tuple[str, Generator[RawRow]]:
     text = str(source)
     if isinstance(source, str) and sources.is_hub_name(source):
         from trimtab.preferences import hub
@@ -208,9 +208,11 @@ def _check_options(limit: int | None, max_bad_fraction: float, margin: float) ->
 def _too_many(bad: list[BadRow], total: int, source: str, accepted: float) -> str:
     quoted = "; ".join(f"line {row.line}: {row.reason}" for row in bad[:_QUOTED])
     more = f"; and {len(bad) - _QUOTED} more" if len(bad) > _QUOTED else ""
+    if len(bad) == total:
+        return f"None of the {total} rows of {source} can be used: {quoted}{more}."
     return (
         f"{len(bad)} of {total} rows of {source} cannot be used ({len(bad) / total:.1%}, accepted {accepted:.1%}): "
-        f"{quoted}{more}. Mend them, or accept more with max_bad_fraction."
+        f"{quoted}{more}. Mend them, or accept more (max_bad_fraction)."
     )
 
 

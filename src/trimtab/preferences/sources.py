@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line is no preference row but a damaged file; it is reported and skipped without being held in memory."""
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.\[\]%+-]+)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.\[\]%+-]+)?")
 _SURROGATE_ESCAPE = re.compile(rb"\\[uU][dD][89a-fA-F]")
 
 
@@ -32,8 +32,14 @@ def suffix_of(path: Path) -> str:
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether ``source`` can only be the name of a hub data set (``owner/name`` or ``owner/name:split``)."""
-    return not Path(source).expanduser().exists() and not suffix_of(Path(source)) and bool(_HUB_NAME.fullmatch(source))
+    """Return whether ``source`` can only be a hub data set, ``owner/name`` or ``owner/name:split``.
+
+    A name that ends like a data file, or that begins with a folder that is here, is a path, mistyped or not.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or suffix_of(path) or not _HUB_NAME.fullmatch(source):
+        return False
+    return not path.parent.is_dir()
 
 
 def data_sha256(paths: str | Path | Iterable[str | Path]) -> str:
@@ -50,7 +56,7 @@ def data_sha256(paths: str | Path | Iterable[str | Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def read_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[RawRow]:
+def read_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Generator[RawRow]:
     """Yield the rows of a local file.
 
     Raises:
@@ -78,7 +84,7 @@ def read_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[R
 
 def _open(path: Path) -> _Checked:
     if not path.exists():
-        raise DataError(f"There is no file {path}: check the path{_nearby(path)}.")
+        raise DataError(f"There is no file {path}{_nearby(path)}: check the path (hub data sets are owner/name).")
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a data file: name the file in it{_files_in(path)}.")
     try:

@@ -1,8 +1,9 @@
 """CSV and Parquet: tables of cells, where chat turns and labels must be packed into a cell and got out again.
 
 What trimtab writes says in the column ``trimtab_json`` which cells of a row hold JSON, so that reading it back
-guesses nothing. In other people's tables a cell is unpacked only if its column is one that holds structure and
-the cell looks like it; a table that pandas wrote holds Python's own notation, which is understood too.
+guesses nothing. In other people's CSV a cell is unpacked only if its column is one that holds structure and the
+cell looks like it; a table that pandas wrote holds Python's own notation, which is understood too. Parquet has
+types, so text in it is text.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ def read_csv(file: Any, source: str, *, delimiter: str = ",", limit: int) -> Ite
     # Bytes that are not UTF-8 become lone surrogates, which the row check finds, so that one bad row stays one.
     text = file.text(encoding="utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(max(csv.field_size_limit(), limit))
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        yield from _csv_rows(csv.reader(text, delimiter=delimiter, strict=True), source)
+    except (OSError, EOFError, zlib.error) as error:
+        raise file.damaged(error) from error
+    finally:
+        text.detach()  # the file is closed by whoever opened it
+
+
+def _csv_rows(reader: Any, source: str) -> Iterator[RawRow]:
     header = _read_header(reader, source)
     while True:
         line = reader.line_num + 1
@@ -46,8 +55,6 @@ def read_csv(file: Any, source: str, *, delimiter: str = ",", limit: int) -> Ite
         except csv.Error as error:
             yield RawRow(line, None, f"not CSV: {error}")
             continue
-        except (OSError, EOFError, zlib.error) as error:
-            raise file.damaged(error) from error
         if cells:
             yield _csv_row(line, header, cells)
 
@@ -67,7 +74,7 @@ def read_parquet(file: Any, source: str) -> Iterator[RawRow]:
         for batch in batches:
             for row in batch.to_pylist(maps_as_pydicts="lossy"):
                 number += 1
-                yield _checked_row(number, {k: v for k, v in row.items() if not _is_absent(v)})
+                yield _checked_row(number, {k: v for k, v in row.items() if not _is_absent(v)}, guess=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{source} is not a Parquet file that can be read: {' '.join(str(error).split())}") from error
     if number == 0:
@@ -78,7 +85,8 @@ def write_csv(file: Any, rows: Sequence[dict[str, Any]], *, delimiter: str = ","
     """Write rows as CSV: text as it is, everything else as JSON, named row by row in ``trimtab_json``."""
     columns = _columns(rows)
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    # Quoted throughout, because a carriage return within a bare cell would end the row for the reader.
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow([*columns, JSON_COLUMN])
     for row in rows:
         packed = {name for name, value in row.items() if not _is_plain_cell(value)}
@@ -97,7 +105,7 @@ def write_parquet(file: Any, rows: Sequence[dict[str, Any]]) -> None:
     packed: list[str] = []
     for column in _columns(rows):
         values = [row[column] for row in rows if column in row]
-        array = _native(pa, [row.get(column) for row in rows], values)
+        array = _native(pa, column, [row.get(column) for row in rows], values)
         if array is None:
             packed.append(column)
             array = pa.array([_dump(row[column]) if column in row else None for row in rows], pa.string())
@@ -107,14 +115,15 @@ def write_parquet(file: Any, rows: Sequence[dict[str, Any]]) -> None:
     cast("Any", pq).write_table(pa.table(table), file)
 
 
-def _native(pa: Any, cells: list[Any], values: list[Any]) -> Any:
+def _native(pa: Any, column: str, cells: list[Any], values: list[Any]) -> Any:
     """Return an Arrow array that gives exactly ``cells`` back, or ``None`` where the column needs JSON."""
     kinds = {type(value) for value in values}
-    if len(kinds) != 1 or kinds & {type(None), tuple} or any(value in ({}, []) for value in values):
+    structured = column in _TEXTS or (column in ("labels", "strengths") and all(values))
+    if len(kinds) != 1 or not (kinds <= {str, int, float, bool} or structured):
         return None
     try:
         array = pa.array(cells)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+    except (pa.ArrowException, OverflowError):
         return None
     return array if array.to_pylist() == cells else None
 
@@ -136,7 +145,9 @@ def _read_header(reader: Any, source: str) -> list[str]:
     try:
         header = [name.strip() for name in next(reader)]
     except (StopIteration, csv.Error) as error:
-        raise DataError(f"{source} has no CSV header: its first line must name the columns.") from error
+        raise DataError(f"{source} is not CSV whose first line names the columns ({error}).") from error
+    if header and header[0].startswith("{"):
+        raise DataError(f"{source} holds JSON lines, not CSV: give it the suffix .jsonl.")
     twice = sorted({name for name in header if header.count(name) > 1 and name})
     if twice:
         raise DataError(f"{source} names the column {twice[0]!r} twice in its header: rename one.")
@@ -146,26 +157,28 @@ def _read_header(reader: Any, source: str) -> list[str]:
 def _csv_row(line: int, header: list[str], cells: list[str]) -> RawRow:
     if len(cells) != len(header):
         return RawRow(line, None, f"{len(cells)} cells, but the header names {len(header)} columns")
-    return _checked_row(line, {name: cell for name, cell in zip(header, cells, strict=True) if name and cell != ""})
+    return _checked_row(
+        line, {name: cell for name, cell in zip(header, cells, strict=True) if name and cell != ""}, guess=True
+    )
 
 
-def _checked_row(line: int, row: dict[str, Any]) -> RawRow:
+def _checked_row(line: int, row: dict[str, Any], *, guess: bool) -> RawRow:
     try:
         for value in row.values():
             if isinstance(value, str):
                 value.encode("utf-8")
-        return RawRow(line, _unpack(row))
+        return RawRow(line, _unpack(row, guess))
     except UnicodeEncodeError:
         return RawRow(line, None, "invalid UTF-8")
     except (ValueError, RecursionError) as error:
         return RawRow(line, None, f"a cell that should hold JSON does not: {' '.join(str(error).split())[:100]}")
 
 
-def _unpack(row: dict[str, Any]) -> dict[str, Any]:
+def _unpack(row: dict[str, Any], guess: bool) -> dict[str, Any]:
     if JSON_COLUMN in row:
         packed = set(json.loads(row.pop(JSON_COLUMN)))
         return {name: json.loads(value) if name in packed else value for name, value in row.items()}
-    return {name: _guess(name, value) for name, value in row.items()}
+    return {name: _guess(name, value) for name, value in row.items()} if guess else row
 
 
 def _guess(name: str, value: Any) -> Any:

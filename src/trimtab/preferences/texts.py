@@ -9,11 +9,21 @@ from typing import Any, cast
 from trimtab.preferences.records import Message, Text, response_text
 from trimtab.preferences.rows import RowProblem
 
-__all__ = ["assistant", "check_pair", "extract_prompt", "parse_transcript", "read_text", "split_pair", "user"]
+__all__ = [
+    "assistant",
+    "check_pair",
+    "extract_prompt",
+    "parse_steerlm",
+    "parse_transcript",
+    "read_text",
+    "split_pair",
+    "user",
+]
 
 _FIRST_UNSPACED_SCRIPT = 0x2E80  # from here on (CJK) words are not set apart by spaces, so any place may divide two
 _MARKER = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
+_STEERLM_MARKER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+_ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
 def user(text: str) -> list[Message]:
@@ -115,6 +125,18 @@ def parse_transcript(text: Any, column: str) -> tuple[list[Message], list[Messag
     if turns[-1]["role"] != "assistant":
         raise RowProblem(f"the transcript in {column!r} does not end with an 'Assistant:' turn")
     return turns[:-1], turns[-1:]
+
+
+def parse_steerlm(text: str) -> list[Message]:
+    r"""Return the turns of a HelpSteer prompt, in which ``"\n<extra_id_1>Assistant\n"`` and the like begin a turn.
+
+    A prompt without such a mark is one user turn.
+    """
+    first, *parts = _STEERLM_MARKER.split(text)
+    turns = [*(user(first) if first else [])]
+    for name, content in zip(parts[::2], parts[1::2], strict=True):
+        turns.append({"role": _ROLES[name], "content": content})
+    return turns
 
 
 def check_pair(prompt: Text, a: Text, b: Text) -> None:

@@ -164,6 +164,8 @@ def _staged(target: Path) -> Generator[BinaryIO]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     if target.is_dir():
         raise OutputError(f"{target} is a folder: name a file in it.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target} cannot be written: there is no folder {target.parent}, create it first.")
     try:
         with temporary.open("wb") as raw:
             if target.name.lower().endswith(".gz"):

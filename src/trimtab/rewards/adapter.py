@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,6 @@ MAX_RANK = 65536
 PREFIX = "base_model.model."
 """What PEFT puts before the base's own module names."""
 
-_A, _B = ("lora_A.weight", "lora_embedding_A"), ("lora_B.weight", "lora_embedding_B")
 _FACTOR = re.compile(rf"^{re.escape(PREFIX)}(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB])(?:\.weight)?$")
 _PLAIN = re.compile(r"^[\w.^$\\-]{1,200}$")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
@@ -174,6 +174,7 @@ def _parse_config(path: Path) -> Any:
     try:
         config = LoraConfig(**content)
         check_lora_config(config)
+        _check_kinds(config)
         _check_patterns(config)
     except (TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
         raise GuideError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
@@ -182,6 +183,20 @@ def _parse_config(path: Path) -> Any:
         if hasattr(config, name):
             setattr(config, name, {} if name == "loftq_config" else None)
     return config
+
+
+def _check_kinds(config: Any) -> None:
+    """Refuse values that PEFT takes as they come and that fail only inside the model."""
+    scales = {"lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    scales.update({f"alpha_pattern[{k!r}]": v for k, v in dict(config.alpha_pattern or {}).items()})
+    for option, value in scales.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{option} is {value!r}, not a number.")
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
+        value = getattr(config, option)
+        is_names = isinstance(value, list | set | tuple) and all(isinstance(v, str) for v in cast("list[Any]", value))
+        if value is not None and not is_names and not isinstance(value, str):
+            raise ValueError(f"{option} is {value!r}, not a list of names.")
 
 
 def _check_patterns(config: Any) -> None:
@@ -208,6 +223,7 @@ def _check_shapes(folder: Path, config: Any, header: Header) -> list[str]:
     for name, (_, shape) in header.items():
         match = _FACTOR.match(name)
         if match is None:
+            _check_own(path, name, config)
             continue
         module, kind = match["module"], match["kind"]
         rank = patterns.get(get_pattern_key(list(patterns), module), config.r)
@@ -224,3 +240,16 @@ def _check_shapes(folder: Path, config: Any, header: Header) -> list[str]:
     if incomplete is not None:
         raise GuideError(f"{path} lacks one of the two factors of {incomplete[:120]!r}: copy the guide's folder again.")
     return sorted(kinds)
+
+
+def _check_own(path: Path, name: str, config: Any) -> None:
+    """Refuse a tensor that is not the adapter's: PEFT would write it over the base's own."""
+    module = name.removeprefix(PREFIX).rpartition(".")[0]
+    parts = module.split(".")
+    above = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    whole = tuple(str(m) for m in config.modules_to_save or [] if m)
+    is_whole_module = bool(whole) and any(path.endswith(whole) for path in above)  # PEFT's own way of matching
+    if not is_whole_module and not any(part.startswith(("lora_", "trainable_tokens_")) for part in name.split(".")):
+        raise GuideError(
+            f"{path} holds {name[:120]!r}, which is no part of an adapter and would overwrite the base: train it again."
+        )

@@ -176,26 +176,73 @@ def load_guide_model(folder: str | Path, base: Base, *, trainable: bool = False)
 
 
 def _load_lora(folder: Path, base: Base, trainable: bool) -> Any:
-    from peft import PeftModelForCausalLM
-    from peft.utils.save_and_load import set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if any(isinstance(module, BaseTunerLayer) for module in base.model.modules()):
+        raise GuideError(
+            f"The base {base.id!r} already carries an adapter, and {str(folder)!r} would be added to it: load the "
+            "base again with load_base, or call unload() on the model that carries it."
+        )
     config = load_adapter_config(folder)
     tensors = load_adapter_tensors(folder)
     check_fits(tensors, base.model, folder, base.id)
     config.inference_mode = not trainable
-    # On the meta device first: sizes come from the folder, and nothing is allocated for tensors that are not there.
-    model: Any = PeftModelForCausalLM(base.model, config, low_cpu_mem_usage=True)
-    outcome: Any = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
-    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if absent or outcome.unexpected_keys:
-        name = (absent or outcome.unexpected_keys)[0]
-        model.unload()
+    try:
+        model = _inject(base.model, config, tensors)
+    except Exception as error:  # PEFT raises many classes here; each means config and tensors do not fit this base
+        _restore(base.model)
         raise GuideError(
-            f"{folder / ADAPTER_WEIGHTS} does not fit {ADAPTER_CONFIG}: {name[:120]!r} is "
-            f"{'missing' if absent else 'not wanted'}: copy the guide's folder again, or train it again."
-        )
+            f"{folder / ADAPTER_WEIGHTS} does not fit {ADAPTER_CONFIG} ({_one_line(error)}): copy the guide's folder "
+            "again, or train it again."
+        ) from error
     model.to(base.device)
     return model.train() if trainable else model.eval()
+
+
+def _inject(model: Any, config: Any, tensors: dict[str, Any]) -> Any:
+    from peft import PeftModelForCausalLM
+    from peft.utils.save_and_load import set_peft_model_state_dict
+
+    if hasattr(model, "peft_config"):  # left over by unload(); PEFT would take it for a second adapter
+        del model.peft_config
+    own = [(table, name, tensor) for table in _tables(model) for name, tensor in table.items()]
+    # On the meta device first: sizes come from the folder, and nothing is allocated for tensors that are not there.
+    adapted: Any = PeftModelForCausalLM(model, config, low_cpu_mem_usage=True)
+    outcome: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
+    absent = [name for name, parameter in adapted.named_parameters() if parameter.is_meta]
+    for names, what in ((absent, "is missing"), (outcome.unexpected_keys, "is not wanted")):
+        if names:
+            raise ValueError(f"{names[0][:120]!r} {what}")
+    overwritten = [(table, name, tensor) for table, name, tensor in own if table[name] is not tensor]
+    for table, name, tensor in overwritten:
+        table[name] = tensor
+    if overwritten:
+        raise ValueError(f"a tensor in it would overwrite the base's own {overwritten[0][1]!r}")
+    return adapted
+
+
+def _tables(model: Any) -> list[dict[str, Any]]:
+    """Return where each module of a model keeps its parameters and buffers, by name."""
+    return [table for module in model.modules() for table in (module._parameters, module._buffers)]
+
+
+def _restore(model: Any) -> None:
+    """Take everything that PEFT has put into a model out of it again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in list(model.named_modules()):
+        inner = None
+        if isinstance(module, BaseTunerLayer):
+            inner = module.get_base_layer()
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            inner = module.original_module
+        if inner is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, inner)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model.requires_grad_(False)
 
 
 def _load_full(folder: Path, base: Base, trainable: bool) -> Any:
