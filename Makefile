@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format docs bench clean
 
 help:
 	@echo "make setup   create .venv and install trimtab with everything development needs (pinned)"
@@ -38,6 +38,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	NO_COLOR=1 $(BIN)/python -m typer trimtab.cli.main utils docs --name trimtab --output docs/cli.md
 
 bench: setup
 	$(BIN)/python bench/train_speed.py

@@ -80,7 +80,7 @@ def test_accuracy_stands_beside_untrained_and_length():
     text = render(manifest())
     assert "| this guide | 0.800 [0.700, 0.900], n = 80 |" in text
     assert "| the same model, untrained | 0.600 [0.500, 0.700], n = 80 |" in text
-    assert "| length alone | 0.625 [0.525, 0.725], n = 80 |" in text
+    assert "| length alone (longer answer wins) | 0.625 [0.525, 0.725], n = 80 |" in text
     assert "like length" not in text  # there were no such pairs
     assert "p = 0.0012" in text
     assert "| train_loss | 0.41 |" in text

@@ -202,6 +202,7 @@ def test_scores_and_labels():
     ("row", "message"),
     [
         ({"prompt": "p", "completion": "c", "label": True}, "completion, label, prompt: these rows are unpaired"),
+        ({"a\nb": "p", "x" * 99: 1}, r"has the columns 'a\\nb', 'xxx.*\.\.\., which is no preference format"),
         ({"prompt": "p"}, "there are no two answers to compare"),
         ({"question": "p", "good": "x", "bad": "y"}, "bad, good, question, which is no preference format .*trl"),
     ],

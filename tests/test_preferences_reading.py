@@ -9,6 +9,8 @@ import sys
 import types
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from trimtab.errors import ConfigError, DataError
 from trimtab.preferences import data_sha256, read_comparisons
@@ -240,6 +242,50 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     for name in ("data/train", "train", "other/train.jsonl"):
         with pytest.raises(DataError, match="There is no file"):
             read_comparisons(name)
+
+
+_PIECES = st.sampled_from(
+    [b"[", b"]", b"{", b"}", b'"', b",", b"\n", b"\r", b":", b"prompt", b"chosen", b"rejected", b"\xff"]
+)
+_ROWS = st.dictionaries(
+    st.sampled_from(["prompt", "chosen", "rejected", "response_a", "response_b", "labels", "strengths", "completions"])
+    | st.sampled_from(["instruction", "response", "response_0", "response_1", "better_response_id", "h", "id"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "x", "\n\nHuman: q\n\nAssistant: a"]),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(st.sampled_from(["role", "content", "response", "annotations", "h"]), inner, max_size=3)
+        ),
+        max_leaves=6,
+    ),
+)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary() | st.lists(_PIECES | st.binary(max_size=3)).map(b"".join))
+def test_any_bytes_are_read_or_refused(tmp_path, suffix, content):
+    path = put(tmp_path, content, f"data{suffix}")
+    try:
+        result = read_comparisons(path, max_bad_fraction=1.0)
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    assert result.seen == len(result.comparisons) + len(result.bad_rows) > 0
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(_ROWS, min_size=1, max_size=3))
+def test_any_rows_are_read_or_refused(tmp_path, rows):
+    path = put(tmp_path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    try:
+        result = read_comparisons(path, max_bad_fraction=1.0)
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    if result.format not in ("ultrafeedback", "scores"):
+        assert len(result.comparisons) + len(result.bad_rows) == len(rows)
+    assert all(row.reason and "\n" not in row.reason for row in result.bad_rows)
 
 
 def test_public_names_exist():

@@ -19,7 +19,10 @@ from trimtab.cli.rank import show_report
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from trimtab.evaluation.scorers import BagOfWordsScorer
+    from trimtab.models import Text
     from trimtab.preferences import Comparison
+    from trimtab.rewards.ranking import RankReport
 
 OBJECTIVE = "polite"
 TRAIN_PAIRS = 320
@@ -57,9 +60,8 @@ def demo(
         report = _train(base, guide_rows, held_out, guide, seed)
         note(f"[3/4] Fitting a scorer that is not the guide, on {len(scorer_rows)} other pairs")
         scorer = _fit_scorer(scorer_rows)
-        note(
-            f"[4/4] Answering {len(SHOWN_PROMPTS) + prompts} prompts at strengths {', '.join(f'{s:g}' for s in STRENGTHS)}"
-        )
+        strengths = ", ".join(f"{strength:g}" for strength in STRENGTHS)
+        note(f"[4/4] Answering {len(SHOWN_PROMPTS) + prompts} prompts at strengths {strengths}")
         shown: list[Text] = [[{"role": "user", "content": p}] for p in SHOWN_PROMPTS]
         answers = _answer(base, guide, [*shown, *_prompts_of(held_out, prompts)])
     out.print()

@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Steer a frozen language model, token by token, with a small autoregressive reward model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo)

@@ -70,22 +70,33 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     kind = _plain_type(info.annotation)
     declarations = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
     panel = info.json_schema_extra.get("panel") if isinstance(info.json_schema_extra, dict) else None
-    shown: Any = (
-        False
-        if info.is_required() or info.default in (None, [], {})
-        else str(info.get_default(call_default_factory=True))
-    )
-    if shown in ("[]", "{}", "()", "None"):
-        shown = False
     option = typer.Option(
         *declarations,
-        help=info.description,
-        show_default=shown,
+        help=_help(info),
+        show_default=False,
+        metavar=_metavar(info.annotation, kind),
         rich_help_panel=str(panel) if panel else None,
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _metavar(annotation: Any, kind: Any) -> str | None:
+    if get_origin(annotation) is dict:
+        return "KEY=VALUE"
+    return "<str>" if kind == list[str] else None
+
+
+def _help(info: FieldInfo) -> str:
+    """Return a field's description with its default, which the flag itself does not have (see ``command_from``)."""
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    if info.is_required():
+        return f"{info.description} (required, here or in --config)"
+    if default is None or default is False or default in ([], {}, (), ""):
+        return info.description or ""
+    shown = ", ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+    return f"{info.description} (default: {shown})"
 
 
 def _plain_type(annotation: Any) -> Any:

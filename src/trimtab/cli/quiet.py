@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _TALKATIVE = ("transformers", "accelerate", "peft", "datasets")
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Generator[None]:
     """Hide the libraries' loading bars, remarks and deprecation warnings; with ``--debug`` everything stays visible."""
     if os.environ.get("TRIMTAB_DEBUG"):
         yield

@@ -22,6 +22,8 @@ __all__ = [
     "Overlap",
     "Truncation",
     "check_comparisons",
+    "first_user_message",
+    "prompt_key",
     "token_measure",
     "wilson_interval",
     "word_measure",
@@ -176,7 +178,7 @@ class DataReport:
         return asdict(self)
 
 
-def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
     """Return Wilson's interval of a share ``p = successes / n``.
 
     ``(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` (Wilson 1927), which stays within [0, 1].

@@ -345,7 +345,7 @@ def _unknown(columns: set[str], source: str) -> str:
 
 
 def _listed(columns: Iterable[str]) -> str:
-    names = sorted(columns)
+    names = [name if name.isprintable() and len(name) <= 40 else _shown(name) for name in sorted(columns)]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "(none)"
 
 

@@ -181,7 +181,9 @@ def _results(manifest: GuideManifest) -> str:
     if "guide" not in held_out:
         table = "No held-out ranking was measured." if not held_out else _plain_table(held_out)
     else:
-        rows = [f"| {label} | {_accuracy(held_out[key])} |" for key, label in _ROWS if held_out.get(key)]
+        rule = f" ({_cell(held_out['length_rule'])} answer wins)" if "length_rule" in held_out else ""
+        labels = [(key, label + (rule if key == "length" else "")) for key, label in _ROWS]
+        rows = [f"| {label} | {_accuracy(held_out[key])} |" for key, label in labels if held_out.get(key)]
         table = (
             f"Share of {held_out.get('n', '?')} held-out pairs ranked right (95 % interval). A sum of "
             "log-probabilities prefers short answers, so read the first row against the untrained model and length.\n\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -101,7 +101,7 @@ class PairScorer:
         # of its own logits only one position a row is asked for.
         with _outputs_of(self._causal.get_decoder()) as outputs:
             model(**arguments, logits_to_keep=1)
-        return cast("Tensor", outputs[-1].flatten(0, 1))
+        return outputs[-1].flatten(0, 1)
 
     def _mask(self, batch: PairBatch) -> Tensor:
         mask = branch_mask(batch["node"], batch["above"])
@@ -186,7 +186,7 @@ def causal_model(model: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def _evaluating(model: Any) -> Generator[None]:
     """Dropout and gradients off; training mode as it was afterwards."""
     was_training = bool(model.training)
     model.eval()
@@ -198,7 +198,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _outputs_of(module: Any) -> Iterator[list[Tensor]]:
+def _outputs_of(module: Any) -> Generator[list[Tensor]]:
     """Collect the first output of each call of ``module``."""
     outputs: list[Tensor] = []
 

@@ -18,12 +18,12 @@ def preference_loss(
     label_smoothing: float = 0.0,
     loss_type: LossType = "sigmoid",
 ) -> Tensor:
-    r"""GenARM's loss (arXiv 2410.08193, eq. 5) for each pair.
+    r"""GenARM's loss (arXiv 2410.08193, the preference loss) for each pair.
 
-    With the scaled margin :math:`m = \beta_r (\log\pi_r(y_w|x) - \log\pi_r(y_l|x)) - \gamma`, where the log-probabilities
+    With the scaled margin :math:`m = \beta_r (\log\pi_r(y_w|x) - \log\pi_r(y_l|x)) - \gamma`, where log-probabilities
     are summed over the response tokens (EOS included), with no reference model and no length normalisation:
 
-    - ``sigmoid``: :math:`-(1-\varepsilon)\log\sigma(m) - \varepsilon\log\sigma(-m)`, ε the share of labels taken to be wrong;
+    - ``sigmoid``: :math:`-(1-\varepsilon)\log\sigma(m) - \varepsilon\log\sigma(-m)`, ε the labels taken to be wrong;
     - ``hinge``: :math:`\max(0, 1 - m)`.
 
     Args:

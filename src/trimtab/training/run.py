@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -150,7 +150,7 @@ def _run(trainer: GuideTrainer, checkpoint: str | None, folder: Path) -> dict[st
     start = time.perf_counter()
     try:
         # Under autocast the LoRA's products run in bfloat16 anyway; without this, PEFT widens their input first.
-        with disable_input_dtype_casting(trainer.model, active=bool(trainer.args.bf16)):
+        with disable_input_dtype_casting(cast("Any", trainer.model), active=bool(trainer.args.bf16)):
             outcome: Any = trainer.train(resume_from_checkpoint=checkpoint)
     except OSError as error:  # a checkpoint or a log that does not fit the disk
         raise OutputError(

@@ -44,7 +44,7 @@ class GuideTrainer(Trainer):
         samples, _ = cast("tuple[list[PairBatch], Any]", super().get_batch_samples(epoch_iterator, num_batches, device))
         pairs = torch.tensor(sum(len(batch["ids"]) for batch in samples), device=device)
         if self.args.world_size > 1:
-            pairs = self.accelerator.gather(pairs).sum()
+            pairs = cast("Tensor", self.accelerator.gather(pairs)).sum()
         return samples, pairs
 
     def compute_loss(
