@@ -21,6 +21,7 @@ from trimtab.training.callbacks import MetricsFile, ProgressBar
 from trimtab.training.collator import PairCollator, PairDataset
 from trimtab.training.config import TrainConfig
 from trimtab.training.setup import (
+    CHECKPOINTS,
     RunData,
     add_lora,
     find_checkpoint,
@@ -108,6 +109,9 @@ def train(
     manifest = _manifest(config, data, base, reference, eos, train_pairs, outcome, report)
     if trainer.is_world_process_zero():
         manifest = save_guide(folder, model, manifest, tokenizer=base.tokenizer if lora is None else None)
+        checkpoints = folder / CHECKPOINTS
+        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            checkpoints.rmdir()  # Trainer makes it even where nothing is to be saved
     history: list[dict[str, float]] = list(trainer.state.log_history)
     return TrainResult(folder, data.objective, len(train_pairs.pairs), outcome, report, manifest, history)
 
