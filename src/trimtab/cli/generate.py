@@ -92,7 +92,8 @@ def _generate(
     engine: Engine, rows: Sequence[PromptRow], guidance: Guidance, options: GenerateOptions
 ) -> list[Generation]:
     prompts = [row.prompt for row in rows]
-    with Progress(console=progress_console, transient=True, disable=len(rows) * options.n == 1) as bar:
+    quiet = len(rows) * options.n == 1 or not progress_console.is_terminal
+    with Progress(console=progress_console, transient=True, disable=quiet) as bar:
         task = bar.add_task("Answering", total=len(rows) * options.n)
         return engine.generate(
             prompts,
