@@ -151,7 +151,7 @@ def run_trimtab(arguments: argparse.Namespace, share: bool) -> dict[str, float]:
             max_steps=arguments.steps + 1,
             per_device_train_batch_size=arguments.batch,
             max_length=arguments.max_length,
-            max_prompt_length=arguments.max_length // 2,
+            max_prompt_length=arguments.max_length - 1,  # as TRL: answers lose their end, prompts nothing
             share_prompt=share,
             bf16=arguments.dtype == "bfloat16",
             save_strategy="no",
