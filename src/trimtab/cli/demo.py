@@ -176,18 +176,16 @@ def _score_table(scorer: BagOfWordsScorer, held_out: Sequence[Comparison], answe
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("strength", "mean reward", "gain over plain", "at equal length", "changed", "words"):
+    for column in ("strength", "reward", "gain over plain", "at equal length", "words"):
         table.add_column(column, justify="right")
     for strength, texts in zip(STRENGTHS, answers, strict=True):
         rewards = scorer.score(texts)
         gains = [rewards - scorer.score(answers[0]), _gain_at_equal_length(scorer, texts, answers[0])]
         intervals = [(gain.mean(), *bootstrap_interval(gain)) for gain in gains]
-        shown = (
-            ["", ""] if strength == 0 else [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in intervals]
-        )
-        changed = sum(a != b for a, b in zip(texts, answers[0], strict=True)) / len(texts)
+        parts = [f"{mean:+.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in intervals]
+        shown = ["", ""] if strength == 0 else parts
         words = sum(len(text.split()) for text in texts) / len(texts)
-        table.add_row(_name(strength), f"{rewards.mean():+.2f}", *shown, f"{changed:.0%}", f"{words:.0f}")
+        table.add_row(_name(strength), f"{rewards.mean():+.2f}", *shown, f"{words:.0f}")
     return table
 
 
@@ -214,4 +212,4 @@ def _explain(guide: Path, base: str, seconds: float) -> None:
         "trimtab rank --guide runs/guide --data HELD_OUT.jsonl",
         "trimtab generate --base MODEL --guide runs/guide --strength 1 --prompt 'Your question'",
     ):
-        out.print(f"  {escape(line)}")
+        out.print(f"  {line}", markup=False)
