@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
-from trimtab.errors import ConfigError, DataError, NumericalError
+import trimtab
+from trimtab.errors import ConfigError, DataError, NumericalError, OutputError
 from trimtab.models import load_base
 from trimtab.preferences import read_comparisons
 from trimtab.rewards import load_guide_model, read_manifest
@@ -20,6 +24,7 @@ from trimtab.rewards.encoding import encode_comparison
 from trimtab.rewards.held_out import rank_guide
 from trimtab.training import TrainConfig, train
 
+SOURCE = {"PYTHONPATH": str(Path(trimtab.__file__).parent.parent), "CUDA_VISIBLE_DEVICES": ""}
 POLITE = ["please", "thank you", "happy to help", "of course"]
 RUDE = ["no", "go away", "figure it out", "whatever"]
 
@@ -187,6 +192,20 @@ def _interrupt_after(step: int, **options):
         train(**options)
 
 
+def test_two_processes_equal_one(options, tmp_path):
+    """12 pairs: two processes with 2 pairs each make the updates that one process with 4 makes."""
+    one = train(**options)
+    two = {**options, "per_device_train_batch_size": 2, "output_dir": str(tmp_path / "two")}
+    script = tmp_path / "run.py"
+    script.write_text(f"import torch; torch.set_num_threads(1)\nfrom trimtab.training import train\ntrain(**{two!r})\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **SOURCE})
+    assert done.returncode == 0, done.stderr[-2000:]
+    _assert_same_weights(one.output_dir, tmp_path / "two", rtol=2e-3, atol=2e-4)
+    logs = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [x["loss"] for x in logs if "loss" in x] == pytest.approx(_losses(one), rel=1e-4)
+
+
 def test_flipped_labels_mirror_the_first_margins(options, tmp_path):
     flipped = _write(tmp_path / "flipped.jsonl", 12, flip=True)
     first = train(**options).history[0]
@@ -225,6 +244,33 @@ def test_checkpointing_and_separate_rows_change_nothing(options, tmp_path):
     for name, extra in (("c", {"gradient_checkpointing": True}), ("s", {"share_prompt": False})):
         other = train(**{**options, "output_dir": str(tmp_path / name), **extra})
         assert _losses(other) == pytest.approx(_losses(plain), rel=1e-4)
+
+
+def test_evaluation_during_training(options, data, tmp_path):
+    held_out = _write(tmp_path / "val.jsonl", 6, offset=100)
+    result = train(**options, eval_data=[held_out], eval_strategy="epoch", num_train_epochs=2)
+    evaluations = [entry for entry in result.history if "eval_loss" in entry]
+    assert [entry["epoch"] for entry in evaluations] == [1, 2]
+    assert {"eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"} <= evaluations[0].keys()
+    assert result.report is not None
+    assert evaluations[-1]["eval_rewards/margins"] == pytest.approx(result.report.mean_margin, rel=1e-4)
+
+
+def test_full_disk_is_one_line(options, monkeypatch):
+    from trimtab.training.trainer import GuideTrainer
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(GuideTrainer, "_save_checkpoint", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*free space"):
+        train(**{**options, "save_strategy": "epoch"})
+
+
+def test_trackers_are_reachable(options):
+    pytest.importorskip("tensorboard")
+    result = train(**options, report_to=["tensorboard"], max_steps=1)
+    assert any(result.output_dir.rglob("events.out.tfevents.*"))
 
 
 def test_config_file_of_a_run_repeats_it(options, tmp_path):

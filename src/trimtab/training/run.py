@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 
 from trimtab.errors import OutputError
 from trimtab.models import Base, end_of_response_id, tokenizer_hash
@@ -80,8 +81,8 @@ def train(
         OutputError: the folder cannot be written.
     """
     config = validated(TrainConfig, {**(config.model_dump(exclude_unset=True) if config else {}), **options})
-    notify = notify or log.info
     arguments = make_arguments(config)
+    notify = (notify or log.info) if arguments.process_index == 0 else log.debug
     checkpoint = find_checkpoint(config)
     data = read_data(config, notify)
     base = load_for_training(config)
@@ -90,7 +91,8 @@ def train(
     train_pairs, held_out = prepare(data, config, base, notify)
     torch.manual_seed(config.seed)
     lora = None if config.full_finetune else make_lora_config(config, base)
-    folder = prepare_output(config)
+    with arguments.main_process_first(local=False, desc="making the output folder"):
+        folder = prepare_output(config, make=arguments.process_index == 0)
     model = base.model.requires_grad_(True) if lora is None else add_lora(base, lora)
     untrained = _margins(model, held_out, config) if held_out else None
     trainer = _make_trainer(config, arguments, model, train_pairs, held_out, folder)
@@ -156,10 +158,14 @@ def _run(trainer: GuideTrainer, checkpoint: str | None, folder: Path) -> dict[st
         # Under autocast the LoRA's products run in bfloat16 anyway; without this, PEFT widens their input first.
         with disable_input_dtype_casting(cast("Any", trainer.model), active=bool(trainer.args.bf16)):
             outcome: Any = trainer.train(resume_from_checkpoint=checkpoint)
-    except OSError as error:  # a checkpoint or a log that does not fit the disk
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        # A full disk arrives as one of three classes, depending on which file of a checkpoint did not fit.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise OutputError(
-            f"The run cannot write to {str(folder)!r} ({error.strerror or error}): free space there, then continue "
-            "with --resume-from-checkpoint last."
+            f"The run cannot write to {str(folder)!r} ({reason}): free space there, then continue with "
+            "--resume-from-checkpoint last, or start again with --overwrite-output-dir."
         ) from error
     metrics: dict[str, float] = {key: float(value) for key, value in outcome.metrics.items()}
     return {**metrics, "wall_seconds": time.perf_counter() - start}

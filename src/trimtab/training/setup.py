@@ -165,6 +165,7 @@ def make_arguments(config: TrainConfig) -> Any:
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every trained weight takes part in every forward
         disable_tqdm=True,  # our own bar is shown
     )
     # Newer versions of Trainer call it activation checkpointing and warn about the older name.
@@ -181,14 +182,20 @@ def make_arguments(config: TrainConfig) -> Any:
     return arguments
 
 
-def prepare_output(config: TrainConfig) -> Path:
+def prepare_output(config: TrainConfig, *, make: bool = True) -> Path:
     """Return the output folder, made and checked to be writable.
+
+    Args:
+        config: the run's options; written into the folder.
+        make: ``False`` in the other processes of a distributed run.
 
     Raises:
         OutputError: it cannot be written.
         ConfigError: it is not empty and neither resuming nor overwriting was asked for.
     """
     folder = Path(config.output_dir).expanduser()
+    if not make:
+        return folder
     if folder.is_dir() and any(folder.iterdir()) and not (config.resume_from_checkpoint or config.overwrite_output_dir):
         raise ConfigError(
             f"The output folder {str(folder)!r} is not empty: choose another, continue with --resume-from-checkpoint "
