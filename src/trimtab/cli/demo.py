@@ -19,6 +19,9 @@ from trimtab.cli.rank import show_report
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from trimtab.evaluation.scorers import BagOfWordsScorer
     from trimtab.models import Text
     from trimtab.preferences import Comparison
@@ -143,7 +146,7 @@ def _answer(base: str, guide: Path, prompts: Sequence[Text]) -> list[list[str]]:
             sampling={"temperature": 0, "max_tokens": MAX_TOKENS},
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    texts = [" ".join(g.text.split()) for g in generations]
+    texts = [" ".join(g.text.split()) + (" …" if g.finish_reason == "length" else "") for g in generations]
     return [texts[i : i + len(prompts)] for i in range(0, len(texts), len(prompts))]
 
 
@@ -164,26 +167,33 @@ def _score_table(scorer: BagOfWordsScorer, held_out: Sequence[Comparison], answe
     from trimtab.evaluation.scorers import bootstrap_interval
 
     table = Table(
-        title=f"How polite a scorer that is not the guide finds {len(answers[0])} held-out prompts' answers",
-        caption=f"The scorer sees words only and was fitted on pairs the guide never saw; of the held-out pairs it "
-        f"ranks {scorer.accuracy(held_out):.0%} right. Intervals: 95 %, bootstrap over prompts. Greedy decoding, so "
-        "an untrained guide would answer exactly as strength 0 does.",
+        title=f"How polite a scorer that is not the guide finds the answers to {len(answers[0])} held-out prompts",
+        caption=f"The scorer knows words only and was fitted on pairs the guide never saw; of the held-out pairs it "
+        f"ranks {scorer.accuracy(held_out):.0%} right. Equal length: each answer and its plain one cut to the shorter "
+        "of the two. Intervals: 95 %, bootstrap over prompts. Decoding is greedy, so an untrained guide would answer "
+        "exactly as strength 0 does. More strength is not better for ever: read the answers above.",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("strength", "mean reward", "gain over plain", "changed", "words"):
+    for column in ("strength", "reward", "gain over plain", "at equal length", "words"):
         table.add_column(column, justify="right")
-    plain = scorer.score(answers[0])
     for strength, texts in zip(STRENGTHS, answers, strict=True):
         rewards = scorer.score(texts)
-        gain = rewards - plain
-        low, high = bootstrap_interval(gain)
-        changed = sum(a != b for a, b in zip(texts, answers[0], strict=True)) / len(texts)
-        words = sum(len(t.split()) for t in texts) / len(texts)
-        shown = "" if strength == 0 else f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
-        table.add_row(_name(strength), f"{rewards.mean():+.2f}", shown, f"{changed:.0%}", f"{words:.0f}")
+        gains = [rewards - scorer.score(answers[0]), _gain_at_equal_length(scorer, texts, answers[0])]
+        intervals = [(gain.mean(), *bootstrap_interval(gain)) for gain in gains]
+        parts = [f"{mean:+.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in intervals]
+        shown = ["", ""] if strength == 0 else parts
+        words = sum(len(text.split()) for text in texts) / len(texts)
+        table.add_row(_name(strength), f"{rewards.mean():+.2f}", *shown, f"{words:.0f}")
     return table
+
+
+def _gain_at_equal_length(scorer: BagOfWordsScorer, texts: Sequence[str], plain: Sequence[str]) -> NDArray[np.float64]:
+    """Return the gains when both answers are cut to the words of the shorter one: longer must not mean better."""
+    lengths = [min(len(a.split()), len(b.split())) for a, b in zip(texts, plain, strict=True)]
+    first, second = ([" ".join(t.split()[:n]) for t, n in zip(side, lengths, strict=True)] for side in (texts, plain))
+    return scorer.score(first) - scorer.score(second)
 
 
 def _name(strength: float) -> str:
@@ -202,4 +212,4 @@ def _explain(guide: Path, base: str, seconds: float) -> None:
         "trimtab rank --guide runs/guide --data HELD_OUT.jsonl",
         "trimtab generate --base MODEL --guide runs/guide --strength 1 --prompt 'Your question'",
     ):
-        out.print(f"  {escape(line)}")
+        out.print(f"  {line}", markup=False)

@@ -54,10 +54,15 @@ def rank_command(
 
 def show_report(report: RankReport) -> None:
     """Print the report as a table."""
+    from rich import box
     from rich.table import Table
 
     matched = report.matched_guide.n if report.matched_guide else 0
-    table = Table(title=f"Held-out ranking accuracy on '{report.objective}' (95 % interval)", title_justify="left")
+    table = Table(
+        title=f"Held-out ranking accuracy on '{report.objective}' (95 % interval)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("")
     table.add_column(f"all {report.n} pairs")
     table.add_column(f"{matched} pairs of like length")
