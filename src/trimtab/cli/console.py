@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["escape", "note", "out", "print_json", "progress_console"]
+__all__ = ["escape", "note", "out", "print_json", "progress_console", "write"]
 
 out = Console(soft_wrap=True, highlight=False)
 """Results (stdout)."""
@@ -26,4 +26,10 @@ def note(message: str) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON document to stdout, NaN refused, Unicode kept, no styling."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def write(text: str) -> None:
+    """Write a piece of text to stdout at once, as it is."""
+    sys.stdout.write(text)
     sys.stdout.flush()

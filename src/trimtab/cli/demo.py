@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from trimtab.cli.console import escape, note, out
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trimtab.evaluation.scorers import BagOfWordsScorer
-    from trimtab.models import Base, Message
+    from trimtab.models import Message
     from trimtab.preferences import Comparison
 
 OBJECTIVE = "polite"
@@ -49,20 +48,19 @@ def demo(
     guide = _guide_folder(output_dir)
     train_rows, held_out = load_sample()
     guide_rows, scorer_rows = train_rows[:pairs], train_rows[pairs:]
-    note(f"1/4 Base model: {base} (frozen)")
-    loaded = _load_base(base)
-    note(f"2/4 Training a guide on {len(guide_rows)} pairs, objective '{OBJECTIVE}', into {guide}")
-    report = _train(loaded, guide_rows, held_out, guide, seed)
-    note(f"3/4 Fitting a scorer that is not the guide: words only, {len(scorer_rows)} pairs the guide never saw")
+    note(f"[1/4] The base, which stays frozen: {base}")
+    _prepare(base)
+    note(f"[2/4] Training a guide on {len(guide_rows)} preference pairs, objective '{OBJECTIVE}'")
+    report = _train(base, guide_rows, held_out, guide, seed)
+    note(f"[3/4] Fitting a scorer that is not the guide, on {len(scorer_rows)} other pairs")
     scorer = _fit_scorer(scorer_rows)
-    note(f"4/4 Answering {prompts} held-out prompts at strength {', '.join(f'{s:g}' for s in STRENGTHS)}")
-    shown: list[list[Message]] = [[{"role": "user", "content": p}] for p in SHOWN_PROMPTS]
-    asked = [*shown, *_prompts_of(held_out, prompts)]
-    answers = _answer(loaded, guide, asked)
+    note(f"[4/4] Answering {len(SHOWN_PROMPTS) + prompts} prompts at strengths {', '.join(f'{s:g}' for s in STRENGTHS)}")
+    shown: list[Text] = [[{"role": "user", "content": p}] for p in SHOWN_PROMPTS]
+    answers = _answer(base, guide, [*shown, *_prompts_of(held_out, prompts)])
     out.print()
-    out.print(report)
-    out.print(_answer_table([a[: len(shown)] for a in answers]))
-    out.print(_score_table(scorer, scorer.accuracy(held_out), [a[len(shown) :] for a in answers]))
+    out.print(report_table(report))
+    out.print(_answer_table(SHOWN_PROMPTS, answers))
+    out.print(_score_table(scorer, held_out, [texts[len(shown) :] for texts in answers]))
     _explain(guide, base, time.monotonic() - started)
 
 
@@ -84,18 +82,116 @@ def _guide_folder(output_dir: Path) -> Path:
     return guide
 
 
-def _prompts_of(comparisons: Sequence[Comparison], count: int) -> list[list[Message]]:
-    return [c.prompt for c in comparisons if not isinstance(c.prompt, str)][:count]
+def _prepare(base: str) -> None:
+    """Fetch or convert the base now, so that what follows is training and nothing else."""
+    from trimtab.models import resolve_folder
+
+    resolve_folder(base)
+
+
+def _train(base: str, rows: Sequence[Comparison], held_out: Sequence[Comparison], guide: Path, seed: int) -> RankReport:
+    """Train through the public function, from files, as a user would."""
+    from trimtab.preferences import write_comparisons
+    from trimtab.training import train
+
+    guide.parent.mkdir(parents=True, exist_ok=True)
+    files = {"train": guide.parent / "train.jsonl", "held-out": guide.parent / "held_out.jsonl"}
+    write_comparisons(files["train"], rows)
+    write_comparisons(files["held-out"], held_out)
+    result = train(
+        base=base,
+        data=[str(files["train"])],
+        eval_data=[str(files["held-out"])],
+        objective=OBJECTIVE,
+        output_dir=str(guide),
+        save_strategy="no",
+        seed=seed,
+        notify=note,
+    )
+    if result.report is None:
+        raise ConfigError("The held-out sample is empty: reinstall trimtab.")
+    return result.report
+
+
+def _fit_scorer(rows: Sequence[Comparison]) -> BagOfWordsScorer:
+    from trimtab.evaluation.scorers import BagOfWordsScorer
+
+    return BagOfWordsScorer.fit(rows, OBJECTIVE)
+
+
+def _prompts_of(comparisons: Sequence[Comparison], count: int) -> list[Text]:
+    return [c.prompt for c in comparisons][:count]
+
+
+def _answer(base: str, guide: Path, prompts: Sequence[Text]) -> list[list[str]]:
+    """Return the greedy answers, one list a strength, all written in shared batches."""
+    from trimtab.engine import load
+
+    guidance = [strength for strength in STRENGTHS for _ in prompts]
+    with load(base, guides=[guide]) as engine, answer_progress() as progress:
+        generations = engine.generate(
+            [*prompts] * len(STRENGTHS),
+            guidance=guidance,
+            sampling={"temperature": 0, "max_tokens": MAX_TOKENS},
+            progress=progress,
+        )
+    texts = [" ".join(g.text.split()) for g in generations]
+    return [texts[i : i + len(prompts)] for i in range(0, len(texts), len(prompts))]
 
 
 def _answer_table(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> Table:
-    """A block of rows a prompt: one line a strength, so that it reads well in a narrow terminal."""
-    table = Table(title="Plain and guided answers (greedy)", show_lines=False, expand=False, pad_edge=False)
+    """One block a prompt, one line a strength, so that it reads well in a narrow terminal."""
+    table = Table(title="Plain and guided answers (greedy)", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("strength", justify="right", no_wrap=True)
     table.add_column("answer", overflow="fold")
     for i, prompt in enumerate(prompts):
         table.add_row("", f"[bold]{escape(prompt)}[/bold]")
         for strength, texts in zip(STRENGTHS, answers, strict=True):
-            name = "0 (plain)" if strength == 0 else f"{strength:g}"
-            table.add_row(name, escape(" ".join(texts[i].split())), end_section=strength == STRENGTHS[-1])
+            last = strength == STRENGTHS[-1]
+            table.add_row(_name(strength), escape(texts[i]), end_section=last)
     return table
+
+
+def _score_table(scorer: BagOfWordsScorer, held_out: Sequence[Comparison], answers: Sequence[Sequence[str]]) -> Table:
+    from trimtab.evaluation.scorers import bootstrap_interval
+
+    table = Table(
+        title=f"How polite a scorer that is not the guide finds {len(answers[0])} held-out prompts' answers",
+        caption=f"The scorer sees words only and was fitted on pairs the guide never saw; of the held-out pairs it "
+        f"ranks {scorer.accuracy(held_out):.0%} right. Intervals: 95 %, bootstrap over prompts. Greedy decoding, so "
+        "an untrained guide would answer exactly as strength 0 does.",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("strength", "mean reward", "gain over plain", "changed", "words"):
+        table.add_column(column, justify="right")
+    plain = scorer.score(answers[0])
+    for strength, texts in zip(STRENGTHS, answers, strict=True):
+        rewards = scorer.score(texts)
+        gain = rewards - plain
+        low, high = bootstrap_interval(gain)
+        changed = sum(a != b for a, b in zip(texts, answers[0], strict=True)) / len(texts)
+        words = sum(len(t.split()) for t in texts) / len(texts)
+        shown = "" if strength == 0 else f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+        table.add_row(_name(strength), f"{rewards.mean():+.2f}", shown, f"{changed:.0%}", f"{words:.0f}")
+    return table
+
+
+def _name(strength: float) -> str:
+    return "0 (plain)" if strength == 0 else f"{strength:g}"
+
+
+def _explain(guide: Path, base: str, seconds: float) -> None:
+    out.print(f"Done in {seconds / 60:.1f} minutes. The guide is a folder: {escape(str(guide))}\n")
+    out.print("[bold]Steer with it yourself:[/bold]")
+    out.print(f"  trimtab chat --base {escape(base)} --guide {escape(str(guide))} --strength 2")
+    out.print("\n[bold]The same on your own model and data:[/bold]")
+    for line in (
+        "trimtab data check PAIRS.jsonl --against HELD_OUT.jsonl",
+        "trimtab train --method genarm --base MODEL --data PAIRS.jsonl --eval-data HELD_OUT.jsonl \\",
+        "              --objective NAME --output-dir runs/guide",
+        "trimtab rank --guide runs/guide --data HELD_OUT.jsonl",
+        "trimtab generate --base MODEL --guide runs/guide --strength 1 --prompt 'Your question'",
+    ):
+        out.print(f"  {escape(line)}")

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
+from trimtab.cli import chat, data, generate, rank, train
 from trimtab.cli.console import note
+from trimtab.cli.info import info
 from trimtab.errors import TrimtabError
 
 app = typer.Typer(
@@ -20,6 +22,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data.app, name="data")
+app.command("train")(train.train_command)
+app.command("rank")(rank.rank_command)
+app.command("generate")(generate.command)
+app.command("chat")(chat.command)
+app.command("info")(info)
 
 
 def _version(value: bool) -> None:

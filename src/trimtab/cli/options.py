@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trimtab.errors import ConfigError, did_you_mean
+from trimtab.errors import ConfigError
+from trimtab.validation import validated
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -51,25 +52,7 @@ def resolve_config(model: type[M], given: dict[str, Any], file: Path | None) -> 
         ConfigError: unknown key (the nearest known one is named), or a value that cannot work.
     """
     values = {**(_read_yaml(file) if file else {}), **given}
-    known = set(model.model_fields)
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"Unknown option {key!r}{f' in {file}' if file else ''}.{did_you_mean(key, known)}")
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise ConfigError(validation_line(error)) from error
-
-
-def validation_line(error: ValidationError) -> str:
-    """Return pydantic's findings as one line: ``option: what is wrong (got value)``."""
-    parts: list[str] = []
-    for item in error.errors():
-        where = ".".join(str(p) for p in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
-        parts.append(f"{where}: {message}{got}" if where else message)
-    return "; ".join(parts)
+    return validated(model, values, source=str(file) if file else "")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -92,7 +75,7 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
         if info.is_required() or info.default in (None, [], {})
         else str(info.get_default(call_default_factory=True))
     )
-    if shown in ("[]", "{}", "None"):
+    if shown in ("[]", "{}", "()", "None"):
         shown = False
     option = typer.Option(
         *declarations,

@@ -1,1 +1,1 @@
-"""Pure parts of guided decoding: rules, sampling, stop strings, and the naive oracle that tests trust."""
+"""How a next token is chosen: the rule that combines logits, sampling, stop strings, and the oracle tests trust."""

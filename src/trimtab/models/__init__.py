@@ -1,8 +1,18 @@
-"""The frozen model and its tokenizer: finding it, loading it safely, prompts, vocabularies."""
+"""The frozen model and its tokenizer: finding it, loading it safely, prompts, vocabularies.
 
-from trimtab.models.chat import Message, Text, encode_prompt, encode_response, end_of_response_id
-from trimtab.models.loading import Base, load_base, load_tokenizer, resolve_folder
-from trimtab.models.vocabulary import VocabularyMap, reconcile, tokenizer_hash
+The names are fetched on first use: reading preference data needs the chat helpers, but not the second that torch
+takes to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.models.chat import Message, Text, encode_prompt, encode_response, end_of_response_id
+    from trimtab.models.loading import Base, load_base, load_tokenizer, resolve_folder
+    from trimtab.models.vocabulary import VocabularyMap, reconcile, tokenizer_hash
 
 __all__ = [
     "Base",
@@ -18,3 +28,13 @@ __all__ = [
     "resolve_folder",
     "tokenizer_hash",
 ]
+
+_CHAT = ("Message", "Text", "encode_prompt", "encode_response", "end_of_response_id")
+_VOCABULARY = ("VocabularyMap", "reconcile", "tokenizer_hash")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "chat" if name in _CHAT else "vocabulary" if name in _VOCABULARY else "loading"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

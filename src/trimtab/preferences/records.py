@@ -8,7 +8,7 @@ answer ``b`` on "helpful", be tied on a third and unjudged on a fourth.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -66,6 +66,11 @@ class Comparison:
             return None
         pair = (self.response_a, self.response_b)
         return pair if label is Label.A else (pair[1], pair[0])
+
+    def swapped(self) -> Comparison:
+        """Return the same judgement with the two answers in the other order, every label turned round."""
+        labels = {name: Label(-label) for name, label in self.labels.items()}
+        return replace(self, response_a=self.response_b, response_b=self.response_a, labels=labels)
 
 
 def response_text(response: Text) -> str:

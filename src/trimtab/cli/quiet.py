@@ -1,0 +1,36 @@
+"""Third-party progress bars and remarks that say nothing to someone who runs a verb."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TALKATIVE = ("transformers", "accelerate", "peft", "datasets")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide the libraries' loading bars, remarks and deprecation warnings; with ``--debug`` everything stays visible."""
+    if os.environ.get("TRIMTAB_DEBUG"):
+        yield
+        return
+    from transformers.utils import logging as transformers_logging
+
+    levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if had_bars:
+            transformers_logging.enable_progress_bar()

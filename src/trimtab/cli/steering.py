@@ -1,0 +1,99 @@
+"""What ``generate`` and ``chat`` share: which model, which guides, how strong, and how to sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trimtab.cli.console import note
+from trimtab.errors import GuidanceError
+
+if TYPE_CHECKING:
+    from trimtab.decoding.config import Sampling
+    from trimtab.engine import Engine, Guidance
+
+
+class SteeringOptions(BaseModel):
+    """The model and its guides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str = Field("smollm2", description="The model to steer: 'smollm2', a folder or a hub id.")
+    guide: list[str] = Field(default_factory=list, description="Guide folder (repeatable). None: the plain base.")
+    weights: str | None = Field(
+        None, description="NAME=W,… for guides or objectives; one not named keeps its recommended weight."
+    )
+    strength: float = Field(1.0, description="Multiplies every weight; 0 is the base, exactly.")
+    guide_base: dict[str, str] = Field(
+        default_factory=dict, description="GUIDE=MODEL: where to load the model a guide was trained on (repeatable)."
+    )
+    system: str | None = Field(None, description="System message put before the prompt.")
+    revision: str | None = Field(None, description="Hub revision of the base.")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
+    device: str = Field("auto", description="auto, cpu, cuda or another torch device.")
+
+
+def parse_weights(text: str | None) -> dict[str, float]:
+    """Return the weights in ``name=w,name=w``.
+
+    Raises:
+        GuidanceError: an entry has no '=', its weight is no number, or its name comes twice.
+    """
+    weights: dict[str, float] = {}
+    for entry in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, number = (part.strip() for part in entry.rpartition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            equals = ""
+            value = 0.0
+        if not equals or not name:
+            raise GuidanceError(f"A weight is written NAME=NUMBER, such as polite=1.5; got {entry!r}.")
+        if name in weights:
+            raise GuidanceError(f"The weight of {name!r} is given twice.")
+        weights[name] = value
+    return weights
+
+
+def guidance_of(options: SteeringOptions) -> Guidance:
+    """Return the guidance that the flags describe.
+
+    Raises:
+        GuidanceError: malformed weights, NaN or infinity.
+    """
+    from trimtab.engine.guidance import Guidance, as_guidance
+
+    return as_guidance(Guidance(weights=parse_weights(options.weights), strength=options.strength))
+
+
+def sampling_of(options: Sampling) -> Sampling:
+    """Return the sampling part of a command's options."""
+    from trimtab.decoding.config import Sampling
+
+    return Sampling(**{name: getattr(options, name) for name in Sampling.model_fields})
+
+
+def load_engine(options: SteeringOptions) -> Engine:
+    """Load base and guides, without progress bars of other libraries."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    from trimtab.engine import load
+
+    engine = load(
+        options.base,
+        options.guide,
+        revision=options.revision,
+        guide_bases=options.guide_base,
+        dtype=options.dtype,
+        device=options.device,
+    )
+    if not options.guide:
+        note(f"No --guide: this is the plain base {options.base!r}.")
+    return engine
+
+
+def describe_weights(weights: Any) -> str:
+    """Return weights as ``name=w, name=w``."""
+    return ", ".join(f"{name}={w:g}" for name, w in dict(weights).items()) or "no guide"

@@ -1,0 +1,85 @@
+"""``trimtab train``: from preference pairs to a guide's folder."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.cli.console import note, out, print_json
+from trimtab.cli.options import command_from, resolve_config
+from trimtab.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from trimtab.training.run import TrainResult
+
+_EXTRA = [
+    inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Path | None, typer.Option("--config", "-c", help="YAML file of options; flags given here win.")
+        ],
+    ),
+    inspect.Parameter(
+        "json",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")],
+    ),
+]
+
+
+def _run(given: dict[str, Any], config: Path | None, json: bool) -> None:
+    """Train a guide on preference pairs and write its folder.
+
+    The guide is a LoRA (or with --full-finetune a whole model) whose log-probability is the reward. With --eval-data,
+    held-out pairs are ranked before and after training.
+    """
+    resolved = resolve_config(TrainConfig, given, config)
+    from trimtab.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from trimtab.training.run import train
+
+        result = train(resolved, notify=note)
+    if json:
+        print_json(_as_json(result))
+        return
+    _show(result, resolved)
+
+
+def _as_json(result: TrainResult) -> dict[str, Any]:
+    return {
+        "output_dir": str(result.output_dir),
+        "objective": result.objective,
+        "pairs": result.pairs,
+        "metrics": result.metrics,
+        "held_out": result.report.to_dict() if result.report else None,
+    }
+
+
+def _show(result: TrainResult, config: TrainConfig) -> None:
+    from trimtab.cli.rank import show_report
+
+    seconds = result.metrics["wall_seconds"]
+    loss = result.metrics.get("train_loss", float("nan"))
+    out.print(
+        f"Trained on {result.pairs} pairs in {seconds:.0f} s; mean loss {loss:.3f}. "
+        f"The guide for '{result.objective}' is in {result.output_dir}",
+        markup=False,
+    )
+    if result.report:
+        show_report(result.report)
+    guide, base = shlex.quote(str(result.output_dir)), shlex.quote(config.base)
+    held_out = shlex.quote(config.eval_data[0]) if config.eval_data else "FILE"
+    out.print("Next:", markup=False)
+    out.print(f"  trimtab rank --guide {guide} --data {held_out}", markup=False)
+    out.print(f"  trimtab generate --base {base} --guide {guide} --prompt 'Your question'", markup=False)
+
+
+train_command = command_from(TrainConfig, _run, extra=_EXTRA)

@@ -1,0 +1,67 @@
+"""Rules: pure functions from the logits of base and guides to the logits that tokens are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import NumericalError
+
+_NEGATIVE_INFINITY = float("-inf")
+
+
+def combine(
+    base: Tensor,
+    guides: Sequence[Tensor] = (),
+    weights: Sequence[Tensor] = (),
+    rows: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    r"""Return z', the combined next-token logits, in float32.
+
+    GenARM's rule (arXiv 2410.08193), for any number of guides and any real weights, which need not sum to 1::
+
+        z'(v) = log π_b(v | x, y_<t) + Σ_j w_j · log π_j(v | x, y_<t)
+
+    Logits and log-probabilities both serve as input, because they differ by one number per row and softmax does not
+    see it; decoding passes raw logits and saves the log-softmax, reports pass log-probabilities. Temperature, top-k,
+    top-p and min-p come afterwards, once, on z' (:mod:`trimtab.decoding.sampling`).
+
+    A weight of 0 contributes exactly nothing, so a row whose weights are all 0 is the base row bit for bit. Where a
+    guide's score is ``-inf`` (it does not know the token) z' is ``-inf`` for any weight but 0, also a negative one.
+
+    Args:
+        base: (B, V) logits or log-probabilities of the base, any floating dtype.
+        guides: K tensors; the j-th is (B_j, V), the scores of guide j by the base's token ids.
+        weights: K tensors; the j-th is (B_j,), the weight of guide j in each of its rows.
+        rows: K entries; the j-th is (B_j,) long, which row of ``base`` each row of guide j belongs to (each at
+            most once), or ``None`` where B_j = B and they correspond one to one.
+
+    Returns:
+        (B, V) float32, not normalised.
+    """
+    z = base.to(torch.float32, copy=True)
+    for j, (scores, weight) in enumerate(zip(guides, weights, strict=True)):
+        s = scores.to(torch.float32)
+        w = weight.to(torch.float32).unsqueeze(-1)
+        term = torch.where(s == _NEGATIVE_INFINITY, s, w * s).masked_fill(w == 0, 0.0)
+        index = rows[j] if rows is not None else None
+        z = z + term if index is None else z.index_add(0, index, term)
+    return z
+
+
+def ensure_usable(z: Tensor) -> None:
+    """Check that every row of logits can be sampled from.
+
+    Args:
+        z: (B, V) logits.
+
+    Raises:
+        NumericalError: a row holds NaN or +inf, or nothing but -inf.
+    """
+    best = z.amax(dim=-1)  # amax passes NaN on, so one number a row tells
+    if not bool(torch.isfinite(best).all()):
+        row = int((~torch.isfinite(best)).nonzero()[0, 0])
+        kind = "NaN" if bool(torch.isnan(best[row])) else "infinite values"
+        raise NumericalError(f"The logits hold {kind} (row {row}), so no token can be chosen from them.")

@@ -1,0 +1,106 @@
+"""Sampling: from combined logits z' to a token. Pure functions, each a line of the method.
+
+Order, the same as in transformers' ``generate``: repetition penalty, temperature, top-k, top-p, min-p. Each is
+applied once, to z' (the "rule of one"), never to a model's own logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trimtab.decoding.config import Sampling
+
+_NEGATIVE_INFINITY = float("-inf")
+
+
+def penalise_repetition(z: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make tokens that were seen less likely (Keskar et al., arXiv 1909.05858, as transformers applies it).
+
+    The penalty acts on z' as combined from raw logits, so at strength 0 it is what ``generate`` does to the base;
+    under guidance z' is about 1 + Σw times as large and the penalty grows with it.
+
+    Args:
+        z: (B, V) combined logits.
+        seen: (B, V) bool, the tokens of the base's prompt and of the answer so far.
+        penalty: > 1 discourages, < 1 encourages, 1 does nothing.
+    """
+    return torch.where(seen, torch.where(z < 0, z * penalty, z / penalty), z)
+
+
+def keep_top_k(z: Tensor, k: int) -> Tensor:
+    """Set all but the k largest logits of each row to -inf (ties with the k-th stay): (B, V) → (B, V)."""
+    if k <= 0 or k >= z.shape[-1]:
+        return z
+    kth = z.topk(k, dim=-1).values[..., -1:]
+    return z.masked_fill(z < kth, _NEGATIVE_INFINITY)
+
+
+def keep_top_p(z: Tensor, p: float) -> Tensor:
+    """Keep the fewest likeliest tokens whose probabilities sum to at least p: (B, V) → (B, V)."""
+    if p >= 1:
+        return z
+    ordered, index = z.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    dropped = before >= p
+    dropped[..., 0] = False
+    return z.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), _NEGATIVE_INFINITY)
+
+
+def keep_min_p(z: Tensor, p: float) -> Tensor:
+    """Keep tokens at least p times as likely as the likeliest (arXiv 2407.01082): (B, V) → (B, V)."""
+    if p <= 0:
+        return z
+    probabilities = z.softmax(dim=-1)
+    return z.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), _NEGATIVE_INFINITY)
+
+
+def distribution(z: Tensor, sampling: Sampling) -> Tensor:
+    """Return the probabilities that tokens are drawn with: softmax(z'/τ) on the kept set, (B, V) → (B, V).
+
+    The repetition penalty is not in here: it needs the history (:func:`penalise_repetition`).
+    """
+    z = (z - z.amax(dim=-1, keepdim=True)) / sampling.temperature
+    z = keep_top_k(z, sampling.top_k)
+    z = keep_top_p(z, sampling.top_p)
+    return keep_min_p(z, sampling.min_p).softmax(dim=-1)
+
+
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution.
+
+    One uniform number decides a token, so a row's draws depend on its own generator only, wherever it runs.
+
+    Args:
+        probabilities: (B, V), rows need not sum to 1 exactly.
+        uniforms: (B,) float64 in [0, 1).
+
+    Returns:
+        (B,) long; never a token of probability 0.
+    """
+    cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    target = uniforms.to(cumulative).unsqueeze(-1) * total
+    # Rounding may lift u·total to total itself, which would select past the last possible token.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def choose(z: Tensor, sampling: Sampling, *, seen: Tensor | None = None, uniforms: Tensor | None = None) -> Tensor:
+    """Choose the next token of each row.
+
+    Args:
+        z: (B, V) float32 combined logits.
+        sampling: one config for all B rows.
+        seen: (B, V) bool, needed where ``repetition_penalty`` is not 1.
+        uniforms: (B,) float64 in [0, 1), needed unless greedy.
+
+    Returns:
+        (B,) long.
+    """
+    if sampling.repetition_penalty != 1 and seen is not None:
+        z = penalise_repetition(z, seen, sampling.repetition_penalty)
+    if sampling.is_greedy or uniforms is None:
+        return z.argmax(dim=-1)
+    return draw(distribution(z, sampling), uniforms)

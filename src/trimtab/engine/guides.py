@@ -1,0 +1,205 @@
+"""Loading guides onto backbones: on the base's own weights where they share it, else on weights of their own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.engine.adapters import NotSliceableError, read_deltas
+from trimtab.engine.backbone import Backbone
+from trimtab.errors import GuidanceError, GuideError, ModelError, did_you_mean
+from trimtab.models import Base, Text, VocabularyMap, encode_prompt, load_base, reconcile
+from trimtab.rewards.artifact import (
+    GuideManifest,
+    check_base,
+    check_folder,
+    check_weights,
+    load_adapter_config,
+    load_adapter_tensors,
+    load_guide_model,
+    read_manifest,
+)
+
+log = logging.getLogger("trimtab")
+
+GuideFolders = Sequence[str | Path] | Mapping[str, str | Path]
+"""Guide folders; each is named after its folder, or by its key in a mapping."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A guide that is ready to run.
+
+    Attributes:
+        name: what its weight is given by.
+        folder: where it was loaded from.
+        manifest: its ``guide.json``.
+        backbone: number of the backbone its rows run through (0 is the base's).
+        slot: its adapter there, or ``None`` where the backbone's weights are the guide.
+        tokenizer: the tokenizer of its prompts.
+        vocabulary: how its scores reach the base's token ids.
+    """
+
+    name: str
+    folder: Path
+    manifest: GuideManifest = dataclasses.field(repr=False)
+    backbone: int
+    slot: int | None
+    tokenizer: Any = dataclasses.field(repr=False)
+    vocabulary: VocabularyMap = dataclasses.field(repr=False)
+
+    @property
+    def objectives(self) -> Sequence[str]:
+        """Names of what it rewards."""
+        return self.manifest.objective_names
+
+    @property
+    def recommended_weight(self) -> float:
+        """The weight it is used with unless the caller says otherwise."""
+        return self.manifest.weight
+
+    def encode_prompt(self, prompt: Text) -> list[int]:
+        """Return the prompt's ids as this guide reads it: its own chat template, its own tokenizer."""
+        return encode_prompt(self.tokenizer, prompt, chat_template=self.manifest.chat_template)
+
+    def own_id(self, token: int) -> int:
+        """Return the guide's id of a base token.
+
+        Raises:
+            GuidanceError: the guide does not know it.
+        """
+        index = self.vocabulary.index
+        own = token if index is None else int(index[token])
+        if own < 0:
+            raise GuidanceError(
+                f"The answer holds token {token}, which the guide {self.name!r} does not know: it cannot score it."
+            )
+        return own
+
+
+def load_guides(
+    base: Base, folders: GuideFolders, bases: Mapping[str, str], *, dtype: str, device: str
+) -> tuple[list[Backbone], list[Guide]]:
+    """Load guides; return the backbones (the base's first) and the guides.
+
+    Args:
+        base: the base model.
+        folders: guide folders.
+        bases: guide name → the model to load instead of the one ``guide.json`` names.
+        dtype: for backbones other than the base's.
+        device: likewise.
+
+    Raises:
+        GuideError: a folder is missing, damaged, unsafe, or its own base cannot be loaded.
+        VocabularyMismatchError: a guide writes with other tokens than the base.
+        GuidanceError: ``bases`` names an unknown guide.
+    """
+    named = name_folders(folders)
+    for name in bases:
+        if name not in named:
+            raise GuidanceError(f"There is no guide {name!r} to give a base to.{did_you_mean(name, named)}")
+    loader = _Loader(base, dtype=dtype, device=device)
+    guides = [loader.load(name, folder, bases.get(name)) for name, folder in named.items()]
+    return loader.backbones, guides
+
+
+def name_folders(folders: GuideFolders) -> dict[str, Path]:
+    """Return name → folder; folders of one name are told apart by ``-2``, ``-3``, …."""
+    if isinstance(folders, Mapping):
+        return {str(name): Path(folder) for name, folder in folders.items()}
+    named: dict[str, Path] = {}
+    for item in folders:
+        folder = Path(item).expanduser()
+        stem = folder.resolve().name or "guide"
+        name, count = stem, 1
+        while name in named:
+            count += 1
+            name = f"{stem}-{count}"
+        named[name] = folder
+    return named
+
+
+class _Loader:
+    """Keeps track of which weights are loaded, so that guides of one base share them."""
+
+    def __init__(self, base: Base, *, dtype: str, device: str) -> None:
+        self.base = base
+        self.dtype, self.device = dtype, device
+        self.backbones = [Backbone(base.model)]
+        self._bases = {base.fingerprint: (0, base)}
+
+    def load(self, name: str, folder: Path, other_base: str | None) -> Guide:
+        check_folder(folder)
+        manifest = read_manifest(folder)
+        check_weights(manifest, folder)
+        if manifest.adapter == "full":
+            return self._load_full(name, folder, manifest)
+        own = self._base_of(name, manifest, other_base)
+        check_base(manifest, own, folder)
+        number, slot = self._place_adapter(folder, name, own)
+        return self._guide(name, folder, manifest, number, slot, own.tokenizer)
+
+    def _guide(
+        self, name: str, folder: Path, manifest: GuideManifest, number: int, slot: int | None, tokenizer: Any
+    ) -> Guide:
+        vocabulary = reconcile(
+            self.base.tokenizer,
+            tokenizer,
+            base_size=self.base.vocabulary_size,
+            guide_size=self.backbones[number].vocabulary_size,
+            base_name=self.base.id,
+            guide_name=name,
+        )
+        return Guide(name, folder, manifest, number, slot, tokenizer, vocabulary)
+
+    def _load_full(self, name: str, folder: Path, manifest: GuideManifest) -> Guide:
+        try:
+            own = load_base(str(folder), dtype=self.dtype, device=self.device)
+        except ModelError as error:
+            raise GuideError(f"The guide {str(folder)!r} cannot be loaded: {error}") from error
+        return self._guide(name, folder, manifest, self._add(own.model), None, own.tokenizer)
+
+    def _base_of(self, name: str, manifest: GuideManifest, other: str | None) -> Base:
+        """Return the base the guide was trained on: one that is loaded already, or loaded now."""
+        known = self._bases.get(manifest.base.fingerprint)
+        if known is not None:
+            return known[1]
+        wanted = other or manifest.base.id
+        revision = None if other else manifest.base.revision
+        try:
+            own = load_base(wanted, revision=revision, dtype=self.dtype, device=self.device)
+        except ModelError as error:
+            raise GuideError(
+                f"The guide {name!r} was trained on {manifest.base.id!r}, whose weights are not those of "
+                f"{self.base.id!r}, and that model could not be loaded ({error}) Name a place to load it from: "
+                f"guide_bases={{{name!r}: …}} or --guide-base {name}=…."
+            ) from error
+        if own.fingerprint == manifest.base.fingerprint:
+            self._bases[own.fingerprint] = (self._add(own.model), own)
+        return own
+
+    def _place_adapter(self, folder: Path, name: str, own: Base) -> tuple[int, int | None]:
+        """Put a LoRA on the rows of its base's backbone or, where it is more than that, on a copy of its own."""
+        number = self._bases[own.fingerprint][0]
+        backbone = self.backbones[number]
+        try:
+            deltas = read_deltas(load_adapter_config(folder), load_adapter_tensors(folder), backbone.model)
+            return number, backbone.adapters.add(deltas)
+        except NotSliceableError as reason:
+            log.warning("Guide %r gets a copy of its base of its own (more memory, slower): %s.", name, reason)
+        alone = dataclasses.replace(own, model=copy.deepcopy(own.model))
+        adapted: Any = load_guide_model(folder, alone)
+        # A bias cannot be merged into a layer that has none; the adapter's layers then stay as PEFT made them.
+        keep = adapted.active_peft_config.lora_bias
+        model = adapted.get_base_model() if keep else adapted.merge_and_unload()
+        model.eval().requires_grad_(False)
+        return self._add(model), None
+
+    def _add(self, model: Any) -> int:
+        self.backbones.append(Backbone(model))
+        return len(self.backbones) - 1

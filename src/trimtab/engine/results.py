@@ -1,0 +1,83 @@
+"""What the engine returns: answers and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        text: the answer, without special tokens and without the stop string that ended it.
+        token_ids: every token that was chosen, the end-of-answer token included.
+        finish_reason: ``"stop"`` (end-of-answer token or stop string) or ``"length"`` (max_tokens, or context full).
+        stopped_by: the stop string that ended it, or ``None``.
+        prompt_index: which prompt of the call it answers.
+        sample_index: which of its prompt's n answers it is.
+        prompt_tokens: tokens of the base's prompt.
+        seed: what its random numbers were drawn with; ``None`` if greedy.
+        weights: weight of each guide as applied at the end of the answer, strength included.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stopped_by: str | None
+    prompt_index: int
+    sample_index: int
+    prompt_tokens: int
+    seed: int | None
+    weights: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely base, guides and their combination find one given answer; all numbers in nats.
+
+    Attributes:
+        token_ids: the answer's T tokens, the end-of-answer token last unless left out.
+        tokens: their texts.
+        base: T log-probabilities log π_b(y_t | x, y_<t).
+        guides: guide name → T log-probabilities log π_r(y_t | x, y_<t): the reward of each token.
+        contributions: guide name → T values w·log π_r(y_t | x, y_<t), what the guide adds to z' of that token.
+        combined: T log-probabilities of the guided distribution.
+        rewards: guide name → Σ_t log π_r(y_t | x, y_<t), the guide's reward of the whole answer.
+        weights: guide name → w, strength included.
+    """
+
+    token_ids: list[int]
+    tokens: list[str]
+    base: list[float]
+    guides: Mapping[str, list[float]]
+    contributions: Mapping[str, list[float]]
+    combined: list[float]
+    rewards: Mapping[str, float]
+    weights: Mapping[str, float]
+
+    @property
+    def base_log_prob(self) -> float:
+        """Log-probability of the whole answer under the base, nats."""
+        return sum(self.base)
+
+    @property
+    def combined_log_prob(self) -> float:
+        """Log-probability of the whole answer under guided decoding, nats."""
+        return sum(self.combined)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            **asdict(self),
+            "base_log_prob": self.base_log_prob,
+            "combined_log_prob": self.combined_log_prob,
+        }

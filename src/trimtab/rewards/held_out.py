@@ -1,0 +1,81 @@
+"""Ranking the pairs of a file with a guide on disk: what ``trimtab rank`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import DataError
+from trimtab.models import Base, load_base
+from trimtab.preferences.records import Comparison
+from trimtab.rewards.artifact import load_guide_model, read_manifest
+from trimtab.rewards.encoding import PairEncoder, PreparedPairs, choose_objective, prepare_pairs
+from trimtab.rewards.manifest import GuideManifest
+from trimtab.rewards.ranking import RankReport, rank
+
+_MAX_LENGTH, _MAX_PROMPT_LENGTH = 1024, 512
+
+
+def rank_guide(
+    guide: str | Path,
+    comparisons: Sequence[Comparison],
+    *,
+    objective: str | None = None,
+    base: Base | str | None = None,
+    source: str = "the data",
+    batch_size: int = 16,
+) -> tuple[RankReport, PreparedPairs]:
+    """Rank comparisons with a guide, beside the untrained model and length alone.
+
+    Args:
+        guide: the guide's folder.
+        comparisons: held-out pairs.
+        objective: which label to compare with; default: the guide's own, else the data's only one.
+        base: the guide's base, or another name for it; default: the one its manifest names. For a full fine-tune:
+            what it is compared with as untrained.
+        source: what to call the comparisons in messages.
+        batch_size: pairs in one forward.
+
+    Returns:
+        The report, and the pairs with what was left out.
+
+    Raises:
+        DataError: there is no pair to rank.
+        GuideError: the guide is damaged or for another base.
+    """
+    manifest = read_manifest(guide)
+    wanted = choose_objective(comparisons, _objective(comparisons, manifest, objective), source=source)
+    if base is None:
+        base = load_base(manifest.base.id, revision=manifest.base.revision)
+    elif isinstance(base, str):
+        base = load_base(base)
+    max_length = min(int(manifest.training.get("max_length", _MAX_LENGTH)), base.context_length)
+    longest_prompt = int(manifest.training.get("max_prompt_length", _MAX_PROMPT_LENGTH))
+    encoder = PairEncoder(
+        base.tokenizer,
+        chat_template=manifest.chat_template,
+        max_length=max_length,
+        max_prompt_length=min(longest_prompt, max_length - 1),
+    )
+    prepared = prepare_pairs(comparisons, wanted, encoder)
+    if not prepared.pairs:
+        raise DataError(f"No pair of {source} is left to rank: {prepared.summary}.")
+    model: Any = load_guide_model(guide, base)
+    report = rank(
+        model,
+        prepared.pairs,
+        objective=wanted,
+        beta=manifest.beta,
+        max_length=max_length,
+        untrained=None if manifest.adapter == "lora" else base.model,
+        batch_size=batch_size,
+    )
+    return report, prepared
+
+
+def _objective(comparisons: Sequence[Comparison], manifest: GuideManifest, asked: str | None) -> str | None:
+    if asked is not None:
+        return asked
+    known = {name for comparison in comparisons for name in comparison.labels}
+    return next((name for name in manifest.objective_names if name in known), None)
