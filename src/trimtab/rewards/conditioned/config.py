@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig
 
@@ -43,9 +43,6 @@ class ConditionedConfig(PeftConfig):
     fan_in_fan_out: bool = field(
         default=False, metadata={"help": "Filled in: whether the base stores weights transposed (GPT-2's Conv1D)."}
     )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules to train and save whole, as for LoRA."}
-    )
     init_weights: bool = field(
         default=True, metadata={"help": "Start at the base (B zero); False draws B too, for tests."}
     )
@@ -55,7 +52,7 @@ class ConditionedConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list) else value)
-        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+        if not _are_names(self.objectives) or len(set(self.objectives)) < len(self.objectives):
             raise ConfigError(f"'objectives' must name at least one objective, each once; got {self.objectives!r}.")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"'lora_dropout' is {self.lora_dropout!r}: use a number from 0 to below 1.")
@@ -72,6 +69,11 @@ class ConditionedConfig(PeftConfig):
     def shared_shapes(self) -> Shapes:
         """Return the tensors that all layers share."""
         return {}
+
+
+def _are_names(value: Any) -> bool:
+    names = cast("list[Any]", value) if isinstance(value, list) else []
+    return bool(names) and all(isinstance(name, str) and name for name in names)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

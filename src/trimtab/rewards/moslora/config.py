@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from trimtab.errors import ConfigError
 from trimtab.rewards.conditioned.config import ConditionedConfig, Shapes, check_choice, check_rank
@@ -55,6 +56,9 @@ class MoSLoRAConfig(ConditionedConfig):
         check_choice("generator", self.generator, ("layer", "shared"))
         for name in ("r", "trunk_dim", "objective_dim"):
             check_rank(name, getattr(self, name))
+        scale: Any = self.condition_scale
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ConfigError(f"'condition_scale' is {scale!r}: use a number.")
         if self.condition == "text":
             self._check_descriptions()
 
@@ -115,11 +119,17 @@ class MoSLoRAConfig(ConditionedConfig):
         return shapes
 
     def _check_descriptions(self) -> None:
-        if len(self.description_token_ids) != len(self.objectives) or not all(self.description_token_ids):
+        lists: list[Any] = list(self.description_token_ids)
+        if len(lists) != len(self.objectives) or not all(_are_token_ids(ids) for ids in lists):
             raise ConfigError(
                 "condition='text' needs the token ids of one description an objective: make the options with "
                 "MoSLoRAConfig.described({name: sentence, ...}, tokenizer)."
             )
+
+
+def _are_token_ids(value: Any) -> bool:
+    ids = cast("list[Any]", value) if isinstance(value, list) else []
+    return bool(ids) and all(type(token) is int and token >= 0 for token in ids)
 
 
 def encode_description(text: str, tokenizer: Any) -> list[int]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.rewards.moslora.config import MoSLoRAConfig
-from trimtab.rewards.moslora.functional import mixed_vector
+from trimtab.rewards.moslora.functional import conditioning_vector
 
 
 def embed_descriptions(token_ids: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
@@ -57,6 +57,4 @@ class ObjectiveEncoder(nn.Module):
 
     def forward(self, alpha: Tensor) -> Tensor:
         """Return the conditioning vector, (..., D_C), for α, (..., K); at least float32."""
-        with torch.autocast(alpha.device.type, enabled=False):
-            vector = self.scale * mixed_vector(alpha, self.objectives)
-            return vector if self.trunk is None else torch.tanh(vector @ self.trunk.to(vector).T)
+        return conditioning_vector(alpha, self.objectives, self.trunk, self.scale)

@@ -26,6 +26,25 @@ def mixed_vector(alpha: Tensor, objectives: Tensor | None) -> Tensor:
     return alpha.to(dtype) @ objectives.to(dtype)
 
 
+def conditioning_vector(
+    alpha: Tensor, objectives: Tensor | None, trunk: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """Return c·p, or tanh(T·c·p) with a trunk T that all layers share.
+
+    Args:
+        alpha: (..., K).
+        objectives: the o_i, (K, D_O), or ``None`` for p = α.
+        trunk: T, (D_H, D_O), or ``None``.
+        scale: c.
+
+    Returns:
+        (..., D_C), at least float32.
+    """
+    with torch.autocast(alpha.device.type, enabled=False):
+        vector = scale * mixed_vector(alpha, objectives)
+        return vector if trunk is None else torch.tanh(vector @ trunk.to(vector).T)
+
+
 def modulation(vector: Tensor, G: Tensor | None, D: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Return γ = 1 + G p and δ = D p; ``None`` where the generator is ``None``.
 

@@ -36,12 +36,16 @@ class PBLoRAConfig(ConditionedConfig):
         """S = lora_alpha / r2, for both parts."""
         return self.lora_alpha / self.r2
 
+    @property
+    def r(self) -> int:
+        """R1 + R2, the rank of ΔW."""
+        return self.r1 + self.r2
+
     def factor_shapes(self) -> Shapes:
         """Return the tensors of one adapted layer."""
-        rank = self.r1 + self.r2
         return {
-            f"{PREFIX}A": (rank, None),
-            f"{PREFIX}B": (None, rank),
+            f"{PREFIX}A": (self.r, None),
+            f"{PREFIX}B": (None, self.r),
             f"{PREFIX}W1": (self.r1, self.r1),
             f"{PREFIX}C": (len(self.objectives), self.r2, self.r2),
         }

@@ -37,11 +37,10 @@ class PBLoRALayer(ConditionedLayer):
 
     def update_layer(self, adapter: str, config: Any, width: int) -> None:
         """Add an adapter; ``width`` is K."""
-        rank = config.r1 + config.r2
         self.scaling[adapter] = config.scaling
         self.pblora_dropout[adapter] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
-        self.pblora_A[adapter] = nn.Parameter(torch.empty(rank, self.in_features))
-        self.pblora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, rank))
+        self.pblora_A[adapter] = nn.Parameter(torch.empty(config.r, self.in_features))
+        self.pblora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, config.r))
         self.pblora_W1[adapter] = nn.Parameter(torch.empty(config.r1, config.r1))
         self.pblora_C[adapter] = nn.Parameter(torch.empty(width, config.r2, config.r2))
         for matrix in (self.pblora_A[adapter], self.pblora_W1[adapter], *self.pblora_C[adapter]):
