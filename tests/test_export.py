@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -292,3 +293,20 @@ def test_info(llama_folder, tmp_path, capsys):
         main(["info", str(folder), "--json"])
     assert caught.value.code == 0
     assert json.loads(capsys.readouterr().out)["weights"]["rank"] == 5
+
+
+@pytest.mark.parametrize("method", ["moslora-text", "pblora"])
+def test_the_cards_quick_start_runs(llama_folder, tmp_path, monkeypatch, capsys, method):
+    _, folder, model = saved(llama_folder, tmp_path / "g", method)
+    card = (folder / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "peft" in block)
+    assert "alpha = torch.tensor([1 / 3, 1 / 3, 1 / 3])  # helpful, harmless, concise" in code
+    monkeypatch.chdir(folder)
+    namespace = {}
+    exec(code, namespace)  # the snippet is ours, from the card that was just written
+    tokens = namespace["tokens"]
+    with torch.no_grad(), preference(model, torch.full((3,), 1 / 3)):
+        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    answer = tokens.shape[1] - namespace["answer"].shape[1]
+    found = logits.log_softmax(-1)[0, answer - 1 : -1].gather(1, tokens[0, answer:, None]).sum().item()
+    assert float(capsys.readouterr().out) == pytest.approx(found * read_manifest(folder).beta, rel=1e-4)
