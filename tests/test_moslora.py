@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 
 import tiny
@@ -178,3 +180,22 @@ def test_all_linear_and_excluded_modules():
     model = adapted(LLAMA, config)
     names = {name.rsplit(".", 1)[-1] for name in conditioning(model, torch.tensor([1.0, 0.0, 0.0]))}
     assert names == {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+matrices = st.integers(0, 2**31).map(lambda seed: torch.Generator().manual_seed(seed))
+
+
+@given(generator=matrices, parts=st.sampled_from([(True, True), (True, False), (False, True)]), rows=st.integers(1, 3))
+def test_the_merged_weight_and_bias_are_the_rows_delta(generator, parts, rows):
+    """For each row's α: s·B(γ ⊙ (A x) + δ) = (s·B diag(γ) A) x + s·B δ."""
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    A, B, x, vector = draw(3, 5), draw(4, 3), draw(rows, 2, 5), draw(rows, 6)
+    gamma, delta = modulation(vector, *(draw(3, 6) if part else None for part in parts))
+    found = modulated_delta(x, A, B, gamma, delta, 0.7)
+    for row in range(rows):
+        own = [None if part is None else part[row] for part in (gamma, delta)]
+        weight, bias = merged_delta(A, B, *own, 0.7)
+        torch.testing.assert_close(found[row], x[row] @ weight.T + (0 if bias is None else bias))

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 import tiny
@@ -98,3 +100,21 @@ def test_options_that_cannot_work(options):
 def test_defaults_are_the_papers():
     config = PBLoRAConfig(objectives=["a", "b"])
     assert (config.r1, config.r2, config.lora_alpha, config.scaling) == (4, 4, 8, 2.0)
+
+
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 3))
+def test_the_merged_weight_is_the_rows_delta(seed, rows):
+    """For each row's α the thin products equal the dense s·(B1 W1 A1 + B2 M A2), built here from its blocks."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    A, B, W1, C, x = draw(5, 6), draw(4, 5), draw(2, 2), draw(3, 3, 3), draw(rows, 2, 6)
+    alpha = draw(rows, 3).softmax(-1)
+    found = bilinear_delta(x, A, B, W1, mixture(alpha, C), 0.7)
+    for row in range(rows):
+        M = sum(a * c for a, c in zip(alpha[row], C, strict=True))
+        dense = 0.7 * (B[:, :2] @ W1 @ A[:2] + B[:, 2:] @ M @ A[2:])
+        torch.testing.assert_close(found[row], x[row] @ dense.T)
+        torch.testing.assert_close(merged_delta(A, B, W1, M, 0.7), dense)
