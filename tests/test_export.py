@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import guides
 import tiny
+import trimtab
 from conditioned import DESCRIPTIONS, METHODS, adapted, config_of
 from trimtab.cli.main import main
 from trimtab.errors import ConfigError, GuidanceError, GuideError
@@ -310,3 +311,13 @@ def test_the_cards_quick_start_runs(llama_folder, tmp_path, monkeypatch, capsys,
     answer = tokens.shape[1] - namespace["answer"].shape[1]
     found = logits.log_softmax(-1)[0, answer - 1 : -1].gather(1, tokens[0, answer:, None]).sum().item()
     assert float(capsys.readouterr().out) == pytest.approx(found * read_manifest(folder).beta, rel=1e-4)
+
+
+def test_decoding_takes_the_exported_guide(llama_folder, tmp_path):
+    _, folder, _ = saved(llama_folder, tmp_path / "g", "pblora")
+    with pytest.raises(GuideError, match=r"'g' follows a preference over helpful, harmless, concise.*trimtab export"):
+        trimtab.load(str(llama_folder), guides=[str(folder)], dtype="float32")
+    export_lora(folder, MIX, tmp_path / "lora")
+    with trimtab.load(str(llama_folder), guides=[str(tmp_path / "lora")], dtype="float32") as engine:
+        plain, guided = (engine.generate("Hi", guidance=w, max_tokens=8, temperature=0)[0] for w in (0.0, 1.0))
+    assert guided.token_ids != plain.token_ids
