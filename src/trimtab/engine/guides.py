@@ -139,6 +139,11 @@ class _Loader:
         check_weights(manifest, folder)
         if manifest.adapter == "full":
             return self._load_full(name, folder, manifest)
+        if manifest.adapter != "lora":
+            raise GuideError(
+                f"The guide {name!r} follows a preference over {', '.join(manifest.objective_names)}, which requests "
+                "cannot carry: write it at one preference with 'trimtab export' and load that folder."
+            )
         own = self._base_of(name, manifest, other_base)
         check_base(manifest, own, folder)
         number, slot = self._place_adapter(folder, name, own)

@@ -19,7 +19,7 @@ _WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _JSON_TO_CHECK = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
 _SAMPLES_PER_TENSOR = 16
-_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)\.")
+_ADAPTER = re.compile(r"\.((?:lora|moslora|pblora)_\w+|modules_to_save|trainable_tokens_\w+)\.")
 
 
 @dataclass(frozen=True)

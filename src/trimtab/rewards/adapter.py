@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ConfigError, GuideError, did_you_mean
+from trimtab.rewards.conditioned import folder as conditioned
 from trimtab.rewards.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Header, read_header
 from trimtab.rewards.manifest import read_json
 
@@ -21,6 +22,9 @@ PREFIX = "base_model.model."
 """What PEFT puts before the base's own module names."""
 
 _FACTOR = re.compile(rf"^{re.escape(PREFIX)}(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB])(?:\.weight)?$")
+_ADAPTED = re.compile(
+    rf"^{re.escape(PREFIX)}(?P<module>.+)\.(?P<kind>(?:lora_(?:embedding_)?|moslora_|pblora_)[AB])(?:\.weight)?$"
+)
 _PLAIN = re.compile(r"^[\w.^$\\-]{1,200}$")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 _ONLY_FOR_INITIALISATION = ("loftq_config", "eva_config", "corda_config", "lora_ga_config")
@@ -63,13 +67,23 @@ def check_lora_config(config: Any) -> None:
             raise ConfigError(f"The LoRA rank {name} is {rank!r}: use a whole number from 1 to {MAX_RANK}.")
 
 
+def check_adapter_config(config: Any) -> None:
+    """Refuse an adapter of a kind, or with options, that a guide cannot have; see :func:`check_lora_config`.
+
+    Raises:
+        ConfigError: names the option, why it cannot work, and what to use instead.
+    """
+    if conditioned.config_class(config.peft_type) is None:  # MoSLoRA's and PBLoRA's configs check themselves
+        check_lora_config(config)
+
+
 def portable_config(config: Any, base_id: str, revision: str | None) -> dict[str, Any]:
     """Return the content of ``adapter_config.json``: no path of this machine, nothing that acts when it is loaded."""
     config = copy.deepcopy(config)
     config.base_model_name_or_path = base_id
     config.revision = revision
     config.inference_mode = True
-    config.init_lora_weights = True
+    setattr(config, "init_lora_weights" if hasattr(config, "init_lora_weights") else "init_weights", True)
     config.task_type = config.task_type or "CAUSAL_LM"
     content = cast("dict[str, Any]", config.to_dict())
     for name in _ONLY_FOR_INITIALISATION:
@@ -79,16 +93,19 @@ def portable_config(config: Any, base_id: str, revision: str | None) -> dict[str
 
 
 def load_adapter_config(folder: str | Path) -> Any:
-    """Return the guide's ``peft.LoraConfig``, ready for loading; its ranks fit the stored tensors.
+    """Return the guide's PEFT config (LoRA, MoSLoRA or PBLoRA), ready for loading; its ranks fit the stored tensors.
 
     Raises:
-        GuideError: the file is missing or damaged, is not a LoRA's, asks for something unsafe, or does not describe
+        GuideError: the file is missing or damaged, is of another kind, asks for something unsafe, or does not describe
             the tensors beside it.
     """
     folder = Path(folder)
     config = _parse_config(folder / ADAPTER_CONFIG)
     header = read_header(folder / ADAPTER_WEIGHTS)
-    modules = _check_shapes(folder, config, header)
+    if conditioned.config_class(config.peft_type) is None:
+        modules = _check_shapes(folder, config, header)
+    else:
+        modules = conditioned.check_shapes(folder / ADAPTER_WEIGHTS, config, header)
     if isinstance(config.target_modules, str) or isinstance(config.exclude_modules, str):
         # A string is a regular expression, and one from a folder may be made to run for ever: names say the same.
         config.target_modules = set(modules)
@@ -135,7 +152,7 @@ def check_fits(tensors: Mapping[str, Tensor], model: Any, folder: Path, base_nam
     """
     modules = dict(model.named_modules())
     for name, tensor in tensors.items():
-        match = _FACTOR.match(name)
+        match = _ADAPTED.match(name)
         if match is None:
             continue
         weight = getattr(modules.get(match["module"]), "weight", None)
@@ -158,13 +175,16 @@ def _parse_config(path: Path) -> Any:
     if not path.is_file():
         raise GuideError(f"{path} is missing: copy the guide's folder again, or train it again.")
     content = read_json(path)
-    if content.get("peft_type") != "LORA":
+    kind = content.get("peft_type")
+    config_class: Any = LoraConfig if kind == "LORA" else conditioned.config_class(kind)
+    if config_class is None:
         raise GuideError(
-            f"{path} is of type {content.get('peft_type')!r}; a guide's adapter is a LoRA: train it again."
+            f"{path} is of type {kind!r}; a guide's adapter is a LoRA (or a MoSLoRA or PBLoRA): train it again."
         )
-    for key in sorted(set(content) - set(LoraConfig.__dataclass_fields__)):
+    known = set(config_class.__dataclass_fields__)
+    for key in sorted(set(content) - known):
         if content[key]:  # PEFT drops unknown options; one that is switched on would change what the adapter means
-            near = did_you_mean(key, LoraConfig.__dataclass_fields__)
+            near = did_you_mean(key, known)
             raise GuideError(
                 f"{path} sets {key!r}, which the installed PEFT does not know.{near} If a newer PEFT wrote it, "
                 "upgrade with 'pip install -U peft'."
@@ -172,13 +192,13 @@ def _parse_config(path: Path) -> Any:
         del content[key]
     content.pop("runtime_config", None)
     try:
-        config = LoraConfig(**content)
-        check_lora_config(config)
+        config = config_class(**content)
+        check_adapter_config(config)
         _check_kinds(config)
         _check_patterns(config)
     except (TypeError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
         raise GuideError(f"{path} cannot be used: {' '.join(str(error).split())[:300]}") from error
-    config.init_lora_weights = True
+    setattr(config, "init_lora_weights" if kind == "LORA" else "init_weights", True)
     for name in _ONLY_FOR_INITIALISATION:
         if hasattr(config, name):
             setattr(config, name, {} if name == "loftq_config" else None)
@@ -188,12 +208,12 @@ def _parse_config(path: Path) -> Any:
 def _check_kinds(config: Any) -> None:
     """Refuse values that PEFT takes as they come and that fail only inside the model."""
     scales = {"lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
-    scales.update({f"alpha_pattern[{k!r}]": v for k, v in dict(config.alpha_pattern or {}).items()})
+    scales.update({f"alpha_pattern[{k!r}]": v for k, v in _patterns(config, "alpha_pattern").items()})
     for option, value in scales.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise ValueError(f"{option} is {value!r}, not a number.")
     for option in ("target_modules", "exclude_modules", "modules_to_save"):
-        value = getattr(config, option)
+        value = getattr(config, option, None)
         is_names = isinstance(value, list | set | tuple) and all(isinstance(v, str) for v in cast("list[Any]", value))
         if value is not None and not is_names and not isinstance(value, str):
             raise ValueError(f"{option} is {value!r}, not a list of names.")
@@ -203,14 +223,18 @@ def _check_patterns(config: Any) -> None:
     """Refuse names that PEFT would run as regular expressions with groups or repeats (they can run for ever)."""
     layers = config.layers_pattern or []
     named = {
-        "rank_pattern": list(config.rank_pattern or {}),
-        "alpha_pattern": list(config.alpha_pattern or {}),
+        "rank_pattern": list(_patterns(config, "rank_pattern")),
+        "alpha_pattern": list(_patterns(config, "alpha_pattern")),
         "layers_pattern": [layers] if isinstance(layers, str) else list(layers),
     }
     for option, keys in named.items():
         for key in keys:
             if not _PLAIN.match(str(key)):
                 raise ValueError(f"{option} has {str(key)[:80]!r}, which is not a module's name.")
+
+
+def _patterns(config: Any, option: str) -> dict[Any, Any]:
+    return dict(getattr(config, option, None) or {})
 
 
 def _check_shapes(folder: Path, config: Any, header: Header) -> list[str]:

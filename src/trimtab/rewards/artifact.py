@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trimtab.errors import ConfigError, GuideError, ModelError, NumericalError, 
 from trimtab.models import Base, load_base, tokenizer_hash
 from trimtab.rewards import card
 from trimtab.rewards.adapter import (
+    check_adapter_config,
     check_fits,
     check_lora_config,
     load_adapter_config,
@@ -42,6 +44,7 @@ __all__ = [
     "check_base",
     "check_folder",
     "check_lora_config",
+    "check_objectives",
     "check_weights",
     "load_adapter_config",
     "load_adapter_tensors",
@@ -60,7 +63,7 @@ def save_guide(folder: str | Path, model: Any, manifest: GuideManifest, *, token
 
     Args:
         folder: where the guide shall lie; made if it is not there.
-        model: a ``PeftModel`` with a LoRA, or a transformers model for a full fine-tune.
+        model: a ``PeftModel`` with a LoRA, MoSLoRA or PBLoRA, or a transformers model for a full fine-tune.
         manifest: what to say about it; ``weights_sha256`` is filled in here.
         tokenizer: saved with a full fine-tune, which needs its own; not used for a LoRA.
 
@@ -72,25 +75,46 @@ def save_guide(folder: str | Path, model: Any, manifest: GuideManifest, *, token
         NumericalError: the weights hold NaN or infinity.
         OutputError: the folder cannot be written; it is then as it was before.
     """
-    folder = Path(folder)
-    is_lora = hasattr(model, "peft_config")
-    if is_lora != (manifest.adapter == "lora"):
+    is_adapter = hasattr(model, "peft_config")
+    if is_adapter != (manifest.adapter != "full"):
         raise ConfigError(
             f"The manifest says adapter={manifest.adapter!r}, but the model is a {type(model).__name__}: "
             "'lora' needs a PeftModel, 'full' a plain transformers model."
         )
-    if not is_lora and tokenizer is None:
+    if not is_adapter and tokenizer is None:
         raise ConfigError("A full fine-tune is saved with its tokenizer: pass tokenizer=…")
+
+    def stage(staged: Path) -> None:
+        if is_adapter:
+            _stage_adapter(staged, model, manifest)
+        else:
+            _stage_full(staged, model, tokenizer)
+
+    return write_guide(folder, manifest, stage)
+
+
+def write_guide(folder: str | Path, manifest: GuideManifest, stage: Callable[[Path], None]) -> GuideManifest:
+    """Write a guide's folder from files that ``stage`` makes, whole or not at all (see :func:`save_guide`).
+
+    Args:
+        folder: where the guide shall lie; made if it is not there.
+        manifest: what to say about it; ``weights_sha256`` is filled in here.
+        stage: writes config and weights into the folder it is given.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        OutputError: the folder cannot be written; it is then as it was before.
+    """
+    folder = Path(folder)
     is_new = not folder.exists()
     staged: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Inside the folder, because a rename is atomic within one file system only and the folder may be a mount.
         staged = Path(tempfile.mkdtemp(dir=folder, prefix=".staged-"))
-        if is_lora:
-            _stage_lora(staged, model, manifest)
-        else:
-            _stage_full(staged, model, tokenizer)
+        stage(staged)
         written = manifest.model_copy(update={"weights_sha256": _hashes(staged)})
         (staged / README).write_text(card.render(written), encoding="utf-8")
         (staged / GUIDE_FILE).write_text(written.to_json(), encoding="utf-8")
@@ -150,6 +174,26 @@ def check_weights(manifest: GuideManifest, folder: str | Path) -> None:
             )
 
 
+def check_objectives(manifest: GuideManifest, config: Any, folder: str | Path) -> None:
+    """Refuse an adapter of another kind, or with other objectives or another order of them, than ``guide.json`` says.
+
+    Raises:
+        GuideError: names both.
+    """
+    found = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    if found != manifest.adapter:
+        raise GuideError(
+            f"{Path(folder) / GUIDE_FILE} says adapter={manifest.adapter!r}, but {ADAPTER_CONFIG} is of type "
+            f"{found!r}: copy the guide's folder again."
+        )
+    own = getattr(config, "objectives", None)
+    if own is not None and tuple(own) != manifest.objective_names:
+        raise GuideError(
+            f"{Path(folder) / GUIDE_FILE} orders the objectives {', '.join(manifest.objective_names)}, but "
+            f"{ADAPTER_CONFIG} {', '.join(own)}: a preference would be misread; copy the guide's folder again."
+        )
+
+
 def load_guide_model(folder: str | Path, base: Base, *, trainable: bool = False) -> Any:
     """Return a guide as a model whose log-probabilities are its reward, after every check.
 
@@ -172,10 +216,12 @@ def load_guide_model(folder: str | Path, base: Base, *, trainable: bool = False)
     manifest = read_manifest(folder)
     check_base(manifest, base, folder)
     check_weights(manifest, folder)
-    return _load_full(folder, base, trainable) if manifest.adapter == "full" else _load_lora(folder, base, trainable)
+    if manifest.adapter == "full":
+        return _load_full(folder, base, trainable)
+    return _load_adapter(folder, manifest, base, trainable)
 
 
-def _load_lora(folder: Path, base: Base, trainable: bool) -> Any:
+def _load_adapter(folder: Path, manifest: GuideManifest, base: Base, trainable: bool) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(module, BaseTunerLayer) for module in base.model.modules()):
@@ -184,6 +230,7 @@ def _load_lora(folder: Path, base: Base, trainable: bool) -> Any:
             "base again with load_base, or call unload() on the model that carries it."
         )
     config = load_adapter_config(folder)
+    check_objectives(manifest, config, folder)
     tensors = load_adapter_tensors(folder)
     check_fits(tensors, base.model, folder, base.id)
     config.inference_mode = not trainable
@@ -256,15 +303,32 @@ def _load_full(folder: Path, base: Base, trainable: bool) -> Any:
     return model.train() if trainable else model.eval()
 
 
-def _stage_lora(staged: Path, model: Any, manifest: GuideManifest) -> None:
+def _stage_adapter(staged: Path, model: Any, manifest: GuideManifest) -> None:
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save
 
     name = model.active_adapter
     config = model.peft_config[name]
-    check_lora_config(config)
+    check_adapter_config(config)
+    try:
+        check_objectives(manifest, config, "")
+    except GuideError as error:
+        raise ConfigError(
+            f"The manifest says adapter={manifest.adapter!r} with objectives {', '.join(manifest.objective_names)}; "
+            f"the model's adapter is another: {error}"
+        ) from error
     # The embedding is the base's own, whatever PEFT's "auto" thinks of it: only the adapter is saved.
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    stage_adapter(staged, config, state, manifest)
+
+
+def stage_adapter(staged: Path, config: Any, state: Mapping[str, Any], manifest: GuideManifest) -> None:
+    """Write an adapter's config and tensors into a folder.
+
+    Raises:
+        NumericalError: the tensors hold NaN or infinity.
+    """
+    from safetensors.torch import save
+
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in sorted(state.items())}
     _refuse_diverged(tensors)
     content = portable_config(config, manifest.base.id, manifest.base.revision)

@@ -27,6 +27,12 @@ _ROWS = (
     ("matched_guide", "this guide, answers of like length"),
     ("matched_untrained", "untrained, answers of like length"),
 )
+_KINDS = {
+    "full": "a fully fine-tuned model",
+    "lora": "a LoRA",
+    "moslora": "a LoRA whose features a preference over the objectives scales and shifts (MoSLoRA)",
+    "pblora": "a LoRA with a part that a preference over the objectives mixes (PBLoRA)",
+}
 _CITATION = """\
 ```bibtex
 @inproceedings{xu2025genarm,
@@ -67,7 +73,7 @@ def hub_metadata(manifest: GuideManifest) -> dict[str, Any]:
     datasets = [f for f in (manifest.data.files if manifest.data else ()) if hub_id(f)]
     if datasets:
         content["datasets"] = datasets
-    content["tags"] = [*TAGS, *([] if full else ["lora"])]
+    content["tags"] = [*TAGS, *([] if full else [manifest.adapter])]
     held_out = _held_out(manifest)
     if "guide" in held_out:
         objective = _line(held_out.get("objective", manifest.objective_names[0]))
@@ -90,7 +96,7 @@ def hub_id(name: str) -> str | None:
 
 
 def _introduction(manifest: GuideManifest) -> str:
-    kind = "a fully fine-tuned model" if manifest.adapter == "full" else "a LoRA"
+    kind = _KINDS[manifest.adapter]
     lines = [
         f"# Guide: {_names(manifest)}",
         f"An autoregressive reward model (ARM), {kind} trained with trimtab on preferences. Its log-probability of an "
@@ -142,6 +148,9 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revi
         imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
         imports += "\nfrom trimtab.models import resolve_folder" if packaged else ""
         name = "stock PEFT"
+        if manifest.adapter != "lora":
+            imports += f"\nfrom trimtab.rewards.{manifest.adapter} import preference  # registers the method with PEFT"
+            name = "PEFT"
     question = "How do I ask for help?"
     prompt = f'tokenizer("{question}", return_tensors="pt").input_ids'
     if manifest.chat_template:
@@ -155,12 +164,19 @@ prompt = {prompt}
 answer = tokenizer("Could you please help me?", add_special_tokens=False).input_ids
 answer = torch.tensor([[*answer, {manifest.eos_token_id}]])  # the end of the answer counts
 tokens = torch.cat([prompt, answer], dim=1)
-with torch.no_grad():
+{_conditions(manifest)}
     log_probs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().log_softmax(-1)
 before = slice(prompt.shape[1] - 1, -1)  # the positions that predict the answer's tokens
 print(log_probs[0, before].gather(1, answer[0, :, None]).sum().item() * {manifest.beta:g})  # the reward, β_r · log π"""
     code = f"import torch\n{imports}\n\n{load}\n{score}"
     return f"With {name} it is an ordinary causal language model:\n\n```python\n{code}\n```"
+
+
+def _conditions(manifest: GuideManifest) -> str:
+    if manifest.adapter in ("lora", "full"):
+        return "with torch.no_grad():"
+    even = ", ".join([f"1 / {len(manifest.objectives)}"] * len(manifest.objectives))
+    return f"alpha = torch.tensor([{even}])  # {_names(manifest)}\nwith torch.no_grad(), preference(model, alpha):"
 
 
 def _training(manifest: GuideManifest) -> str:

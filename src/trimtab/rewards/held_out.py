@@ -68,7 +68,7 @@ def rank_guide(
         objective=wanted,
         beta=manifest.beta,
         max_length=max_length,
-        untrained=None if manifest.adapter == "lora" else base.model,
+        untrained=base.model if manifest.adapter == "full" else None,
         batch_size=batch_size,
     )
     return report, prepared

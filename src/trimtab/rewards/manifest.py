@@ -87,8 +87,10 @@ class GuideManifest(_Model):
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, description="Version of this schema.")
     kind: Literal["arm"] = Field(default="arm", description="Kind of guide; 'arm' is an autoregressive reward model.")
-    adapter: Literal["lora", "full"] = Field(
-        default="lora", description="'lora': a PEFT adapter on the base; 'full': a whole fine-tuned model."
+    adapter: Literal["lora", "moslora", "pblora", "full"] = Field(
+        default="lora",
+        description="'lora': a PEFT adapter on the base; 'moslora', 'pblora': one conditioned on a preference over the "
+        "objectives; 'full': a whole fine-tuned model.",
     )
     objectives: Annotated[tuple[Objective, ...], AfterValidator(_distinct)] = Field(
         min_length=1, description="What is rewarded, in the order a preference vector counts them."
