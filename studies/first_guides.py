@@ -69,7 +69,9 @@ STUDIES = (
         0.3,
         ("strongreject", "xstest"),
         60.0,
-        {"max_length": 512, "max_prompt_length": 256},
+        # β_r of GenARM's PKU-SafeRLHF "harmless" ARM. The 0.05 of its HH-RLHF run, at larger batches and longer training, saturates
+        # the loss here: answers differ by tens of tokens, so most margins begin beyond ±3.
+        {"beta": 0.01, "max_length": 320, "max_prompt_length": 128},
     ),
 )
 
@@ -236,7 +238,7 @@ def section(result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {result['objective'].capitalize()}",
         "",
-        f"Guide: {pairs['guide']} pairs. Scorer: {pairs['scorer']} other pairs; it ranks {result['scorer_accuracy']:.1%} of "
+        f"Guide: {pairs['guide']} pairs, β_r {result['training']['beta']:g}. Scorer: {pairs['scorer']} other pairs; it ranks {result['scorer_accuracy']:.1%} of "
         f"the {pairs['held_out']} held-out pairs right.",
         "",
         f"| held-out ranking accuracy [95 %] | all {r['n']} pairs | {matched} pairs of like length |",

@@ -48,6 +48,9 @@ def validation_line(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(p) for p in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        if item["type"] == "missing":
+            parts.append(f"{where} is required: give --{where.replace('_', '-')}, or {where!r} in the config")
+            continue
+        got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
         parts.append(f"{where}: {message}{got}" if where else message)
     return "; ".join(parts)

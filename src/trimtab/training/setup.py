@@ -208,7 +208,8 @@ def prepare_output(config: TrainConfig, *, make: bool = True) -> Path:
         staged.replace(folder / CONFIG_FILE)
     except OSError as error:
         raise OutputError(
-            f"The output folder {str(folder)!r} cannot be written ({error.strerror or error})."
+            f"The output folder {str(folder)!r} cannot be written ({error.strerror or error}): name another with "
+            "--output-dir."
         ) from error
     return folder
 
