@@ -34,7 +34,8 @@ from trimtab.rewards import load_guide_model, read_manifest, save_guide
 
 HERE = Path(__file__).parent
 SAMPLE = Path(trimtab.__file__).parent / "data"
-MAX_TOKENS = 64
+MAX_TOKENS = 48
+MAX_PROMPT_CHARACTERS = 300
 SEED = 0
 STRENGTHS = (1.0, 2.0)
 
@@ -130,9 +131,10 @@ def make_untrained(trained: Path, folder: Path) -> Path:
 
 
 def read_prompts(sources: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Return ``count`` evaluation prompts of the named sources, spread evenly over the file."""
+    """Return ``count`` short evaluation prompts of the named sources, spread evenly over the file."""
     with gzip.open(HERE / "data" / "eval_prompts.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [row for row in map(json.loads, file) if row["source"] in sources]
+    rows = [row for row in rows if len(row["prompt"][-1]["content"]) <= MAX_PROMPT_CHARACTERS]
     return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
@@ -275,7 +277,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=["polite", "harmless", "both"], default="both")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/first_guides"))
     parser.add_argument("--output-dir", type=Path, default=HERE / "first_guides")
-    parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--prompts", type=int, default=48)
     options = parser.parse_args()
     chosen = [s for s in STUDIES if options.objective in ("both", s.objective)]
     results = [run_study(study, options.work_dir, options.prompts) for study in chosen]
