@@ -95,8 +95,12 @@ def test_limit_stops_reading_before_later_bad_rows(tmp_path):
         ("data.csv", b"a,b,a\n1,2,3\n", "names the column 'a' twice"),
         ("data.csv", LINE, "holds JSON lines, not CSV"),
         ("data.csv", b'"a" b,c\n', "is not CSV whose first line names the columns"),
-        ("data.jsonl.gz", gzip.compress(LINE * 50)[:40], "gzip archive is damaged or cut short"),
-        ("data.csv.gz", gzip.compress(b"prompt,chosen,rejected\n" + b"p,x,y\n" * 9999)[:-30], "damaged or cut short"),
+        ("data.jsonl.gz", gzip.compress(LINE * 50, mtime=0)[:40], "gzip archive is damaged or cut short"),
+        (
+            "data.csv.gz",
+            gzip.compress(b"prompt,chosen,rejected\n" + b"p,x,y\n" * 9999, mtime=0)[:-30],
+            "damaged or cut short",
+        ),
         ("data.jsonl", b"bad\n" * 3, "None of the 3 rows .* line 1: not JSON"),
     ],
 )
