@@ -77,6 +77,16 @@ STUDIES = (
 )
 
 
+def run_or_load(study: Study, work: Path, count: int) -> dict[str, Any]:
+    """Return what an earlier run left in the work folder, or run."""
+    saved = work / study.objective / "result.json"
+    if not saved.exists():
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        result = run_study(study, work, count)
+        saved.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    return json.loads(saved.read_text(encoding="utf-8"))
+
+
 def run_study(study: Study, work: Path, count: int) -> dict[str, Any]:
     """Train, rank, generate and score one objective."""
     folder = work / study.objective
@@ -280,7 +290,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48)
     options = parser.parse_args()
     chosen = [s for s in STUDIES if options.objective in ("both", s.objective)]
-    results = [run_study(study, options.work_dir, options.prompts) for study in chosen]
+    results = [run_or_load(study, options.work_dir, options.prompts) for study in chosen]
     write_report(results, options.output_dir, "python studies/first_guides.py")
 
 
