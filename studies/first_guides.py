@@ -28,7 +28,7 @@ import torch
 import trimtab
 from trimtab.evaluation.scorers import BagOfWordsScorer, bootstrap_interval
 from trimtab.models import load_base
-from trimtab.preferences import read_comparisons, write_comparisons
+from trimtab.preferences import Comparison, read_comparisons, write_comparisons
 from trimtab.preferences.splitting import split_by_hash
 from trimtab.rewards import load_guide_model, read_manifest, save_guide
 
@@ -42,14 +42,17 @@ STRENGTHS = (1.0, 2.0)
 
 @dataclass(frozen=True)
 class Study:
-    """One objective: its data, how it is trained, and which prompts show it."""
+    """One objective: its data, how it is trained, and which prompts show it.
+
+    ``scorer_share`` of the comparisons go to the scorer. It is 0 for "harmless", where words say too little: a scorer of words
+    fitted on a third of those pairs ranks about 60 % of held-out ones right, hardly more than chance.
+    """
 
     objective: str
     train: Path
     held_out: Path
     scorer_share: float
     sources: tuple[str, ...]
-    regularisation: float
     options: dict[str, Any]
 
 
@@ -60,19 +63,15 @@ STUDIES = (
         SAMPLE / "instruction_polite_val.jsonl.gz",
         0.3,
         ("alpaca_eval", "mt_bench"),
-        1.0,
-        {"num_train_epochs": 1},
+        {},
     ),
     Study(
         "harmless",
         HERE / "data" / "hh_harmless_train.jsonl.gz",
         HERE / "data" / "hh_harmless_val.jsonl.gz",
-        0.3,
+        0.0,
         ("strongreject", "xstest"),
-        60.0,
-        # β_r of GenARM's PKU-SafeRLHF "harmless" ARM. The 0.05 of its HH-RLHF run, at larger batches and longer training, saturates
-        # the loss here: answers differ by tens of tokens, so most margins begin beyond ±3.
-        {"beta": 0.01, "max_length": 320, "max_prompt_length": 128},
+        {"learning_rate": 1e-3, "max_length": 224, "max_prompt_length": 96},
     ),
 )
 
@@ -91,9 +90,9 @@ def run_study(study: Study, work: Path, count: int) -> dict[str, Any]:
     """Train, rank, generate and score one objective."""
     folder = work / study.objective
     folder.mkdir(parents=True, exist_ok=True)
-    guide_rows, scorer_rows = split_by_hash(
-        read_comparisons(study.train).comparisons, study.scorer_share, salt="scorer"
-    )
+    guide_rows, scorer_rows = read_comparisons(study.train).comparisons, list[Comparison]()
+    if study.scorer_share:
+        guide_rows, scorer_rows = split_by_hash(guide_rows, study.scorer_share, salt="scorer")
     held_out = read_comparisons(study.held_out).comparisons
     write_comparisons(folder / "guide.jsonl", guide_rows)
     started = time.monotonic()
@@ -112,7 +111,7 @@ def run_study(study: Study, work: Path, count: int) -> dict[str, Any]:
         )
     manifest = read_manifest(trained)
     untrained = make_untrained(trained, folder / "untrained")
-    scorer = BagOfWordsScorer.fit(scorer_rows, study.objective, regularisation=study.regularisation)
+    scorer = BagOfWordsScorer.fit(scorer_rows, study.objective) if scorer_rows else None
     prompts = read_prompts(study.sources, count)
     settings = generate_all(trained, untrained, prompts, scorer)
     return {
@@ -120,7 +119,7 @@ def run_study(study: Study, work: Path, count: int) -> dict[str, Any]:
         "pairs": {"guide": len(guide_rows), "scorer": len(scorer_rows), "held_out": len(held_out)},
         "training": manifest.training,
         "ranking": manifest.metrics["held_out"],
-        "scorer_accuracy": scorer.accuracy(held_out),
+        "scorer_accuracy": scorer.accuracy(held_out) if scorer else None,
         "prompts": {"sources": study.sources, "count": len(prompts)},
         "settings": settings,
         "minutes": (time.monotonic() - started) / 60,
@@ -149,7 +148,7 @@ def read_prompts(sources: Sequence[str], count: int) -> list[dict[str, Any]]:
 
 
 def generate_all(
-    trained: Path, untrained: Path, prompts: Sequence[dict[str, Any]], scorer: BagOfWordsScorer
+    trained: Path, untrained: Path, prompts: Sequence[dict[str, Any]], scorer: BagOfWordsScorer | None
 ) -> list[dict[str, Any]]:
     """Answer every prompt in every setting; return one row a setting."""
     table: list[dict[str, Any]] = []
@@ -165,7 +164,7 @@ def generate_all(
                     sampling={"temperature": temperature, "max_tokens": MAX_TOKENS, "seed": SEED},
                     max_batch_size=32,
                 )
-                rewards = scorer.score([a.text for a in answers])
+                rewards = scorer.score([a.text for a in answers]) if scorer else np.zeros(len(answers))
                 if guide is None:
                     plain[decoding] = rewards
                 table.append(
@@ -250,8 +249,14 @@ def section(result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {result['objective'].capitalize()}",
         "",
-        f"Guide: {pairs['guide']} pairs, β_r {result['training']['beta']:g}. Scorer: {pairs['scorer']} other pairs; it ranks {result['scorer_accuracy']:.1%} of "
-        f"the {pairs['held_out']} held-out pairs right.",
+        f"Guide: {pairs['guide']} pairs, β_r {result['training']['beta']:g}, learning rate "
+        f"{result['training']['learning_rate']:g}. "
+        + (
+            f"Scorer: {pairs['scorer']} other pairs; it ranks {result['scorer_accuracy']:.1%} of the {pairs['held_out']} "
+            "held-out pairs right."
+            if pairs["scorer"]
+            else "No scorer: see the verdict."
+        ),
         "",
         f"| held-out ranking accuracy [95 %] | all {r['n']} pairs | {matched} pairs of like length |",
         "|---|---|---|",
@@ -268,11 +273,14 @@ def section(result: dict[str, Any]) -> list[str]:
     ]
     for s in result["settings"]:
         low, high = s["gain_interval"]
-        gain = "" if s["guide"] == "none" else f"{s['gain']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        shown_gain = f"{s['gain']:+.2f} [{low:+.2f}, {high:+.2f}]" if pairs["scorer"] and s["guide"] != "none" else ""
+        reward = f"{s['reward']:+.2f}" if pairs["scorer"] else ""
         kl = "" if s["kl"] is None else f"{s['kl']:.2f}"
         lines.append(
-            f"| {s['decoding']} | {s['guide']} | {s['strength']:g} | {s['reward']:+.2f} | {gain} | {kl} | {s['words']:.0f} |"
+            f"| {s['decoding']} | {s['guide']} | {s['strength']:g} | {reward} | {shown_gain} | {kl} | {s['words']:.0f} |"
         )
+    if not pairs["scorer"]:
+        return [*lines, ""]
     lines += ["", "Trained against untrained at the same weight (the control that matters), sampled:", ""]
     by_key = {(s["decoding"], s["guide"], s["strength"]): np.array(s["rewards"]) for s in result["settings"]}
     for strength in STRENGTHS:
