@@ -45,7 +45,7 @@ class Study:
     """One objective: its data, how it is trained, and which prompts show it.
 
     ``scorer_share`` of the comparisons go to the scorer. It is 0 for "harmless", where words say too little: a scorer of words
-    fitted on a third of those pairs ranks about 60 % of held-out ones right, hardly more than chance.
+    fitted on a third of those pairs ranks about 60 % of held-out ones right, hardly more than chance. Such a study ranks and does not generate.
     """
 
     objective: str
@@ -70,8 +70,8 @@ STUDIES = (
         HERE / "data" / "hh_harmless_train.jsonl.gz",
         HERE / "data" / "hh_harmless_val.jsonl.gz",
         0.0,
-        ("strongreject", "xstest"),
-        {"learning_rate": 1e-3, "max_length": 224, "max_prompt_length": 96},
+        (),
+        {"learning_rate": 1e-3, "max_length": 96, "max_prompt_length": 64},
     ),
 )
 
@@ -110,10 +110,11 @@ def run_study(study: Study, work: Path, count: int) -> dict[str, Any]:
             **study.options,
         )
     manifest = read_manifest(trained)
-    untrained = make_untrained(trained, folder / "untrained")
     scorer = BagOfWordsScorer.fit(scorer_rows, study.objective) if scorer_rows else None
-    prompts = read_prompts(study.sources, count)
-    settings = generate_all(trained, untrained, prompts, scorer)
+    prompts = read_prompts(study.sources, count) if study.sources else []
+    settings: list[dict[str, Any]] = []
+    if prompts and scorer:
+        settings = generate_all(trained, make_untrained(trained, folder / "untrained"), prompts, scorer)
     return {
         "objective": study.objective,
         "pairs": {"guide": len(guide_rows), "scorer": len(scorer_rows), "held_out": len(held_out)},
@@ -148,7 +149,7 @@ def read_prompts(sources: Sequence[str], count: int) -> list[dict[str, Any]]:
 
 
 def generate_all(
-    trained: Path, untrained: Path, prompts: Sequence[dict[str, Any]], scorer: BagOfWordsScorer | None
+    trained: Path, untrained: Path, prompts: Sequence[dict[str, Any]], scorer: BagOfWordsScorer
 ) -> list[dict[str, Any]]:
     """Answer every prompt in every setting; return one row a setting."""
     table: list[dict[str, Any]] = []
@@ -164,7 +165,7 @@ def generate_all(
                     sampling={"temperature": temperature, "max_tokens": MAX_TOKENS, "seed": SEED},
                     max_batch_size=32,
                 )
-                rewards = scorer.score([a.text for a in answers]) if scorer else np.zeros(len(answers))
+                rewards = scorer.score([a.text for a in answers])
                 if guide is None:
                     plain[decoding] = rewards
                 table.append(
@@ -224,7 +225,9 @@ def write_report(results: Sequence[dict[str, Any]], folder: Path, command: str) 
     (folder / "results.json").write_text(json.dumps(slim, indent=1) + "\n", encoding="utf-8")
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for result in results:
-            prompts = read_prompts(result["prompts"]["sources"], result["prompts"]["count"])
+            prompts = (
+                read_prompts(result["prompts"]["sources"], result["prompts"]["count"]) if result["settings"] else []
+            )
             for i, row in enumerate(prompts):
                 answers = {
                     f"{s['decoding']}/{s['guide']}/{s['strength']:g}": s["answers"][i] for s in result["settings"]
@@ -255,7 +258,7 @@ def section(result: dict[str, Any]) -> list[str]:
             f"Scorer: {pairs['scorer']} other pairs; it ranks {result['scorer_accuracy']:.1%} of the {pairs['held_out']} "
             "held-out pairs right."
             if pairs["scorer"]
-            else "No scorer: see the verdict."
+            else "No independent scorer is good enough here, so ranking only."
         ),
         "",
         f"| held-out ranking accuracy [95 %] | all {r['n']} pairs | {matched} pairs of like length |",
@@ -264,8 +267,13 @@ def section(result: dict[str, Any]) -> list[str]:
         f"| untrained model | {shown(r['untrained'])} | {shown(r['matched_untrained'])} |",
         f"| length alone ({r['length_rule']} wins) | {shown(r['length'])} | – |",
         "",
-        f"Exact McNemar test of guide against untrained: p = {r['p_value']:.2g}.",
+        f"Only the guide right: {r['only_guide_right']}, only the untrained model: {r['only_untrained_right']}; exact McNemar "
+        f"p = {r['p_value']:.2g}.",
         "",
+    ]
+    if not result["settings"]:
+        return lines
+    lines += [
         f"Answers to {result['prompts']['count']} prompts ({', '.join(result['prompts']['sources'])}):",
         "",
         "| decoding | guide | w | mean reward by the scorer | gain over plain [95 %] | KL to base, nats a token | words |",
@@ -273,14 +281,11 @@ def section(result: dict[str, Any]) -> list[str]:
     ]
     for s in result["settings"]:
         low, high = s["gain_interval"]
-        shown_gain = f"{s['gain']:+.2f} [{low:+.2f}, {high:+.2f}]" if pairs["scorer"] and s["guide"] != "none" else ""
-        reward = f"{s['reward']:+.2f}" if pairs["scorer"] else ""
+        shown_gain = f"{s['gain']:+.2f} [{low:+.2f}, {high:+.2f}]" if s["guide"] != "none" else ""
         kl = "" if s["kl"] is None else f"{s['kl']:.2f}"
         lines.append(
-            f"| {s['decoding']} | {s['guide']} | {s['strength']:g} | {reward} | {shown_gain} | {kl} | {s['words']:.0f} |"
+            f"| {s['decoding']} | {s['guide']} | {s['strength']:g} | {s['reward']:+.2f} | {shown_gain} | {kl} | {s['words']:.0f} |"
         )
-    if not pairs["scorer"]:
-        return [*lines, ""]
     lines += ["", "Trained against untrained at the same weight (the control that matters), sampled:", ""]
     by_key = {(s["decoding"], s["guide"], s["strength"]): np.array(s["rewards"]) for s in result["settings"]}
     for strength in STRENGTHS:
