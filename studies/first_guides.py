@@ -1,6 +1,6 @@
 """Two first guides, "polite" and "harmless": how well they rank, and what they do to the text of a frozen base.
 
-Run ``python studies/first_guides.py``; two CPU cores need about 40 minutes, most of it the training on HH-RLHF. Results go to
+Run ``python studies/first_guides.py``; two CPU cores need about an hour, most of it the training on HH-RLHF. Results go to
 ``studies/first_guides/`` (``README.md``, ``results.json``, ``samples.jsonl``); guides and splits to ``--work-dir``, where a second
 run finds them again.
 
@@ -44,8 +44,8 @@ STRENGTHS = (1.0, 2.0)
 class Study:
     """One objective: its data, how it is trained, and which prompts show it.
 
-    ``scorer_share`` of the comparisons go to the scorer. It is 0 for "harmless", where words say too little: a scorer of words
-    fitted on a third of those pairs ranks about 60 % of held-out ones right, hardly more than chance. Such a study ranks and does not generate.
+    ``scorer_share`` of the comparisons fit the scorer. Without ``sources`` the study ranks and does not generate: a scorer of
+    words says too little of "harmless" to judge by.
     """
 
     objective: str
@@ -69,9 +69,9 @@ STUDIES = (
         "harmless",
         HERE / "data" / "hh_harmless_train.jsonl.gz",
         HERE / "data" / "hh_harmless_val.jsonl.gz",
-        0.0,
+        0.3,
         (),
-        {"learning_rate": 1e-3, "max_length": 96, "max_prompt_length": 64},
+        {"beta": 0.01, "max_length": 320, "max_prompt_length": 128},
     ),
 )
 
@@ -258,7 +258,7 @@ def section(result: dict[str, Any]) -> list[str]:
             f"Scorer: {pairs['scorer']} other pairs; it ranks {result['scorer_accuracy']:.1%} of the {pairs['held_out']} "
             "held-out pairs right."
             if pairs["scorer"]
-            else "No independent scorer is good enough here, so ranking only."
+            else ""
         ),
         "",
         f"| held-out ranking accuracy [95 %] | all {r['n']} pairs | {matched} pairs of like length |",
