@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:
 	@echo "make setup   create .venv and install trimtab with everything development needs (pinned)"
-	@echo "make demo    train a small guide on real preferences and show plain and guided answers (about 5 minutes)"
+	@echo "make demo    train a small guide on real preferences and show plain and guided answers (about 3 minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    style, types, one-way imports"
 	@echo "make bench   training and decoding speed as ratios (several minutes)"

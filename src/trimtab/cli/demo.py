@@ -50,7 +50,7 @@ def demo(
 ) -> None:
     """Train a small guide on real preference pairs and show plain and guided answers side by side.
 
-    Two CPU cores need about five minutes; nothing is fetched from a model hub.
+    Two CPU cores need about three minutes; nothing is fetched from a model hub.
     """
     started = time.monotonic()
     guide = _guide_folder(output_dir)
