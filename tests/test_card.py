@@ -129,9 +129,6 @@ def test_every_block_is_python(llama_folder, tmp_path):
 
 
 def test_the_trimtab_quick_start_runs(llama_folder, tmp_path, monkeypatch, capsys):
-    trimtab = pytest.importorskip("trimtab")
-    if not hasattr(trimtab, "load"):
-        pytest.skip("the engine is not in this build")
     _, folder = guides.saved(llama_folder, tmp_path / "g")
     monkeypatch.chdir(folder)
     exec(blocks((folder / "README.md").read_text())[0], {})
