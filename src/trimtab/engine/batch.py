@@ -179,7 +179,9 @@ class Batch:
         A guide that joins has read nothing yet; and what a guide has cached of the text was read at the preference it
         then had, so at another one it reads the text again.
         """
-        for number, backbone in enumerate(() if self._is_current else self.core.backbones):
+        if self._is_current:
+            return
+        for number, backbone in enumerate(self.core.backbones):
             streams = [stream for s in self._streams_on(number) if (stream := self._stream(s)).owners]
             if not streams or (number in self._lanes and self._are_right(self._lanes[number], streams)):
                 continue
