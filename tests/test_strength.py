@@ -120,7 +120,7 @@ def test_each_row_has_its_own_weight(method):
     together = logits(model, at(model, ALPHA, WEIGHTS))
     for i in range(4):
         alone = logits(model, at(model, ALPHA[i], WEIGHTS[i]), IDS[i : i + 1])
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["moslora-text", "moslora-learned", "moslora-alpha", "pblora"])
@@ -230,7 +230,8 @@ def test_a_guide_is_saved_and_loaded(llama_folder, tmp_path, method):
     assert read_manifest(folder).conditions_on_strength
     assert json.loads((folder / "adapter_config.json").read_text())["conditions_on_strength"] is True
     card = (folder / "README.md").read_text()
-    assert "preference(model, condition_input(model.active_peft_config, alpha, weight))" in card
+    assert "told = condition_input(model.active_peft_config, alpha, 1)" in card
+    assert "preference(model, told):" in card and "import condition_input, preference" in card
     tensors = load_tensors(folder)
     assert torch.equal(tensors.inputs(ALPHA, WEIGHTS), found)
     for name, parts in conditioning(model, found).items():
@@ -247,7 +248,9 @@ def test_tensors_of_a_guide_that_is_not_told(llama_folder, tmp_path):
     assert load_tensors(tmp_path / "g").inputs(ALPHA, WEIGHTS) is ALPHA
 
 
-@pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
+# a LoRA bias on a base layer without a bias cannot be merged, and PEFT says so
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed:peft.PeftWarning")
+@pytest.mark.parametrize("weight", [0.5, 3.0])
 def test_the_exported_lora_is_for_one_weight(llama_folder, tmp_path, method, weight):
     _, folder, model = saved(llama_folder, tmp_path / "g", method, weight=1.5)
     made = export_lora(folder, MIX, tmp_path / "lora", strength=weight)
@@ -286,7 +289,7 @@ def test_the_strength_is_asked_for_and_only_where_it_means_something(llama_folde
 def test_a_folder_that_does_not_agree_with_itself_is_refused(llama_folder, tmp_path, method):
     base, folder, model = saved(llama_folder, tmp_path / "g", method)
     manifest = read_manifest(folder)
-    with pytest.raises(GuideError, match="conditions_on_strength=False, but the adapter.*True"):
+    with pytest.raises(ConfigError, match="conditions_on_strength=False; the model's adapter is another"):
         save_guide(tmp_path / "other", model, manifest.model_copy(update={"conditions_on_strength": False}))
     path = folder / "guide.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "conditions_on_strength": False}))
