@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -229,9 +230,6 @@ def test_a_guide_is_saved_and_loaded(llama_folder, tmp_path, method):
     assert torch.equal(logits(loaded, found), expected)
     assert read_manifest(folder).conditions_on_strength
     assert json.loads((folder / "adapter_config.json").read_text())["conditions_on_strength"] is True
-    card = (folder / "README.md").read_text()
-    assert "told = condition_input(model.active_peft_config, alpha, 1)" in card
-    assert "preference(model, told):" in card and "import condition_input, preference" in card
     tensors = load_tensors(folder)
     assert torch.equal(tensors.inputs(ALPHA, WEIGHTS), found)
     for name, parts in conditioning(model, found).items():
@@ -239,6 +237,25 @@ def test_a_guide_is_saved_and_loaded(llama_folder, tmp_path, method):
             assert (wanted is None) == (part is None)
             if wanted is not None:
                 torch.testing.assert_close(part, wanted)
+
+
+@pytest.mark.parametrize("method", ["moslora-text", "pblora"])
+def test_the_cards_quick_start_runs(llama_folder, tmp_path, monkeypatch, capsys, method):
+    _, folder, model = saved(llama_folder, tmp_path / "g", method, weight=2.0)
+    card = (folder / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "peft" in block)
+    assert "told = condition_input(model.active_peft_config, alpha, 2)" in code
+    monkeypatch.chdir(folder)
+    namespace = {}
+    exec(code, namespace)  # the snippet is ours, from the card that was just written
+    capsys.readouterr()
+    found = namespace["model"], namespace["tokens"]
+    with torch.no_grad(), preference(model, at(model, torch.full((3,), 1 / 3), 2.0)):
+        expected = model(input_ids=found[1], attention_mask=torch.ones_like(found[1])).logits.log_softmax(-1)
+    torch.testing.assert_close(namespace["log_probs"], expected)
+    with pytest.raises(SystemExit):
+        main(["info", str(folder)])
+    assert "told its pull" in capsys.readouterr().out
 
 
 def test_tensors_of_a_guide_that_is_not_told(llama_folder, tmp_path):
@@ -294,6 +311,9 @@ def test_a_folder_that_does_not_agree_with_itself_is_refused(llama_folder, tmp_p
     path = folder / "guide.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "conditions_on_strength": False}))
     with pytest.raises(GuideError, match="conditions_on_strength"):
+        load_guide_model(folder, base)
+    path.write_text(json.dumps({**json.loads(manifest.to_json()), "weight": 0.0}))
+    with pytest.raises(GuideError, match="a pull above 0 is needed"):
         load_guide_model(folder, base)
     path.write_text(manifest.to_json())
     config = folder / "adapter_config.json"

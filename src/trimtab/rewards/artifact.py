@@ -198,6 +198,11 @@ def check_objectives(manifest: GuideManifest, config: Any, folder: str | Path) -
             f"{Path(folder) / GUIDE_FILE} says conditions_on_strength={manifest.conditions_on_strength}, but "
             f"{ADAPTER_CONFIG} {told}: its input would be misread; copy the guide's folder again."
         )
+    if told and manifest.weight <= 0:
+        raise GuideError(
+            f"{Path(folder) / GUIDE_FILE} recommends weight={manifest.weight:g} for a guide that is told log w: a pull "
+            "above 0 is needed; correct it."
+        )
 
 
 def load_guide_model(folder: str | Path, base: Base, *, trainable: bool = False) -> Any:

@@ -183,10 +183,8 @@ def _conditions(manifest: GuideManifest) -> str:
     alpha = f"alpha = torch.tensor([{even}])  # {_names(manifest)}\n"
     if not manifest.conditions_on_strength:
         return f"{alpha}with torch.no_grad(), preference(model, alpha):"
-    return (
-        f"{alpha}told = condition_input(model.active_peft_config, alpha, {manifest.weight:g})  # and with which w it "
-        "pulls\nwith torch.no_grad(), preference(model, told):"
-    )
+    told = f"told = condition_input(model.active_peft_config, alpha, {manifest.weight:g})  # and how strongly it pulls"
+    return f"{alpha}{told}\nwith torch.no_grad(), preference(model, told):"
 
 
 def _training(manifest: GuideManifest) -> str:
