@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from itertools import product
 
 import pytest
 import torch
@@ -25,13 +24,10 @@ from trimtab.preferences.vectors import lattice
 from trimtab.rewards import Objective, save_guide
 from trimtab.rewards.margins import read_guides, score_pairs
 
-STARTS = ["please", "go away", "thank you so much", "no", "I am happy to help", "why", "stop that", "of course"]
-ENDS = ["", " my friend", " right now, for good", " and the fox jumps over the lazy dog"]
-ANSWERS = [f" {start}{end}" for start, end in product(STARTS, ENDS)]
+# Digits are a token each here, so all answers are of one length; else length alone would decide for every guide.
 UNLABELLED = [
-    Comparison(f"question {i % 20}", ANSWERS[(7 * i) % 32], ANSWERS[(11 * i + 5 + i // 32) % 32], {})
-    for i in range(96)
-    if ANSWERS[(7 * i) % 32] != ANSWERS[(11 * i + 5 + i // 32) % 32]
+    Comparison(f"question {i % 20}", f" {(7919 * i + 13) % 10**6:06d}", f" {(6841 * i + 577) % 10**6:06d}", {})
+    for i in range(100)
 ]
 
 
@@ -113,7 +109,7 @@ def test_a_conditioned_guide_is_fitted_as_a_dense_grid_does(llama_folder, tmp_pa
     base, known = float32(llama_folder), read_guides([tmp_path / "g"])
     truth = torch.tensor([[0.75, 0.25], [0.6, 0.1, 0.3]][k - 2])
     user = chosen_by(score_pairs(known, UNLABELLED, truth[None], base=base).guided[0])
-    found = trimtab.fit(user, folder, base=base, resamples=10, folds=0)
+    found = trimtab.fit(user, folder, base=base, resamples=100, folds=0)
     alpha = torch.tensor(list(found.alpha.values()), dtype=torch.float64)
 
     grid = torch.cat([alpha[None].float(), lattice(k, 20 if k == 2 else 8), torch.eye(k)])
@@ -126,7 +122,8 @@ def test_a_conditioned_guide_is_fitted_as_a_dense_grid_does(llama_folder, tmp_pa
     value = (likelihood - prior).amax(0)
     assert found.surface_error < 0.1
     assert float(value[0]) >= float(value.max()) - 0.05
-    assert float((alpha - truth).abs().max()) < 0.1
+    ends = torch.tensor(list(found.intervals.values()))
+    assert bool(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).all())
     assert found.weights == pytest.approx(found.alpha, abs=0.001)
     assert found.points == math.comb(4 + k - 1, k - 1)
 
@@ -144,7 +141,7 @@ def test_one_pair_and_too_few_pairs_are_said_to_be_few(plain, llama_folder):
     user = chosen_by(rewards[0])
     one = trimtab.fit(user[:1], folders, base=float32(llama_folder), resamples=100)
     assert one.rows[0].held_out is None
-    assert "1 pair do not tell" in one.verdict.replace("The 1 pair does", "1 pair do")
+    assert one.verdict.startswith("1 pair cannot tell this preference from equal weights (0.50 is in every interval)")
     assert one.intervals["helpful"][1] - one.intervals["helpful"][0] > 0.5
 
 
@@ -170,13 +167,13 @@ def test_what_is_refused(plain, llama_folder, tmp_path):
 def test_the_command(plain, llama_folder, tmp_path, capsys):
     folders, rewards = plain
     user = chosen_by(0.7 * rewards[0] + 0.3 * rewards[1])
-    write_comparisons(user[:70], tmp_path / "mine.jsonl")
-    write_comparisons(user[70:], tmp_path / "other.jsonl")
+    write_comparisons(tmp_path / "mine.jsonl", user[:70])
+    write_comparisons(tmp_path / "other.jsonl", user[70:])
     flags = [str(tmp_path / "mine.jsonl"), "--eval-data", str(tmp_path / "other.jsonl"), "--base", str(llama_folder)]
     flags += [flag for folder in folders for flag in ("--guide", str(folder))]
     run(["fit", *flags, "--output", str(tmp_path / "mine.yaml")])
     shown = capsys.readouterr()
-    for text in ("Fitted preference", "helpful", "untrained model", "length alone", "held out, 10 folds", "coin"):
+    for text in ("Fitted preference", "helpful", "untrained model", "length alone", "held out", "coin"):
         assert text in shown.out
     assert f"--guide {folders[1]} --weights helpful=0." in shown.out
     assert "Scoring 70 pairs." in shown.err

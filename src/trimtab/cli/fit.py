@@ -137,14 +137,14 @@ def _accuracies(found: PreferenceFit) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=f"Accuracy on the user's {found.pairs} pairs (95 % interval)", title_justify="left", box=box.SIMPLE_HEAD
-    )
+    title = f"Accuracy on the user's {found.pairs} pairs (95 % interval)"
+    title += f"; held out: {found.folds}-fold cross-validation" if found.folds else ""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     with_eval = found.rows[0].eval
     table.add_column("")
     table.add_column("these pairs")
     if found.folds:
-        table.add_column(f"held out, {found.folds} folds")
+        table.add_column("held out")
     if with_eval:
         table.add_column(f"{with_eval.n} other pairs")
     for row in found.rows:

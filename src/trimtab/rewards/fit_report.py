@@ -81,12 +81,12 @@ class PreferenceFit:
             return "There is one objective only, so there is nothing to weigh."
         if self.opposed:
             return (
-                f"The choices in the {many} go against every objective, so no mixture explains them; equal weights "
+                f"The choices in {many} go against every objective, so no mixture explains them; equal weights "
                 "are reported for want of any other. Look at the labels' direction, or use other guides."
             )
         if not self.determined:
             return (
-                f"The {many} do not tell this preference from equal weights ({equal:.2f} is in every interval): more "
+                f"{many} cannot tell this preference from equal weights ({equal:.2f} is in every interval): more "
                 "pairs in which the objectives disagree would."
             )
         sure = [
@@ -94,7 +94,7 @@ class PreferenceFit:
             for name, (low, high) in self.intervals.items()
             if low > equal or high < equal
         ]
-        return f"The {many} say that {' and '.join(sure)}."
+        return f"From {many}: {', '.join(sure)}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
