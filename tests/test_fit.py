@@ -116,10 +116,11 @@ def test_a_conditioned_guide_is_fitted_as_a_dense_grid_does(llama_folder, tmp_pa
     margins = 0.1 * score_pairs(known, user, grid, base=base).guided
     margins *= torch.tensor([1 if row.labels["mine"] is Label.A else -1 for row in user])
     size = margins[-k:].square().mean().sqrt()
-    scale = torch.linspace(0.02, 12, 600, dtype=torch.float64)[:, None, None]
+    scale = torch.linspace(0.05, 30, 600, dtype=torch.float64)[:, None, None]
     likelihood = logsigmoid(scale * margins / size).sum(-1)
-    prior = REGULARISATION / 2 * (scale[..., 0, None] * grid.double() - 2 / k).square().sum(-1)
-    value = (likelihood - prior).amax(0)
+    v = scale * grid.double()  # (600, G, K)
+    prior = (REGULARISATION * v.log() - k * REGULARISATION / 3 * v).sum(-1)
+    value = (likelihood + prior).amax(0)
     assert found.surface_error < 0.1
     assert float(value[0]) >= float(value.max()) - 0.05
     ends = torch.tensor(list(found.intervals.values()))

@@ -34,7 +34,7 @@ def fit_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N comparisons.")] = None,
     regularisation: Annotated[
         float, typer.Option(help="How strongly equal weights are assumed before any pair is seen.")
-    ] = 2.0,
+    ] = 0.5,
     folds: Annotated[int, typer.Option(min=0, help="Folds of the cross-validation; 0 leaves it out.")] = 10,
     resolution: Annotated[
         int | None,

@@ -38,7 +38,7 @@ class PreferenceFit:
         weights: objective → the weight to decode with; sums to one, rounded to thousandths.
         intervals: objective → 95 % interval of α_i.
         determined: whether the pairs tell the preference from equal weights.
-        opposed: whether the choices go against every objective.
+        opposed: whether the choices go against the objectives on the whole.
         pairs: number of pairs fitted to.
         prompts: number of different prompts among them.
         left_out: why other rows were not used → how many.
@@ -81,8 +81,8 @@ class PreferenceFit:
             return "There is one objective only, so there is nothing to weigh."
         if self.opposed:
             return (
-                f"The choices in {many} go against every objective, so no mixture explains them; equal weights "
-                "are reported for want of any other. Look at the labels' direction, or use other guides."
+                f"The choices in {many} go against the objectives on the whole, so no mixture explains them: look at "
+                "the labels' direction, or use other guides."
             )
         if not self.determined:
             return (
