@@ -199,7 +199,7 @@ def test_objectives_are_chosen_by_name_or_all():
 
 RUNS = {
     "parm": {"method": "parm", "per_device_train_batch_size": 4},
-    "uniarm": {"method": "uniarm", "lora": {"condition_scale": 0.2}},
+    "uniarm": {"method": "uniarm"},
     "uniarm-alpha": {"method": "uniarm", "condition": "alpha", "lora": {"condition_scale": 5.0}},
 }
 

@@ -93,6 +93,7 @@ def _moslora(config: TrainConfig, base: Base, objectives: Sequence[str], own: di
 
     chosen = {name: value for name in ("condition", "modulation", "generator") if (value := getattr(config, name))}
     own |= {"r": config.lora_r, "lora_alpha": config.lora_alpha or 2 * config.lora_r, **chosen}
+    own["condition_scale"] = condition_scale(config, base)
     if chosen.get("condition", "text") != "text":
         return _made(MoSLoRAConfig, config, {**own, "objectives": list(objectives)})
     sentences = {name: describe(config, name) for name in objectives}
@@ -101,6 +102,18 @@ def _moslora(config: TrainConfig, base: Base, objectives: Sequence[str], own: di
         return MoSLoRAConfig.described(sentences, base.tokenizer, **options)
 
     return _made(MoSLoRAConfig, config, own, described)
+
+
+def condition_scale(config: TrainConfig, base: Base) -> float:
+    """Return the factor on UniARM's mixed vector p: such that γ and δ learn about as fast whatever p is made of.
+
+    A step of AdamW changes G p by up to learning rate × Σ|p|. That sum is about 0.8·D for an embedded description, which
+    has unit variance in each of D dimensions, and 1 for α itself; the factor makes it about 20. Behind a shared trunk
+    the text may be larger, because tanh bounds what reaches γ and δ.
+    """
+    width = base.model.get_input_embeddings().weight.shape[1]
+    shared = config.generator == "shared"
+    return {"text": (5.0 if shared else 1.0) / width**0.5, "alpha": 16.0, "learned": 1.0}[config.condition or "text"]
 
 
 def _made(kind: Any, config: TrainConfig, own: dict[str, Any], make: Any = None) -> Any:
