@@ -155,8 +155,9 @@ def test_what_is_refused(plain, llama_folder, tmp_path):
     for pairs, given, options, error, message in (
         ([], folders, {}, DataError, "no labelled pair"),
         (two, folders, {}, DataError, "several objectives"),
-        (tied, folders, {}, DataError, "no pair to fit to or to evaluate on: 1 tied"),
+        (tied, folders, {}, DataError, "No pair of the comparisons is left: 1 tied"),
         ([Comparison("p", " a", " a", {"x": Label.A})], folders, {}, DataError, "1 equal answers"),
+        (user, folders, {"eval_data": tied}, DataError, "No pair of the evaluation data is left: 1 tied"),
         (user, [*folders, conditioned], {}, ConfigError, "takes a preference itself"),
         (user, folders, {"resolution": 4}, ConfigError, "linear in α"),
         (user, conditioned, {"resolution": 9}, ConfigError, "1 to 8"),
@@ -177,7 +178,7 @@ def test_the_command(plain, llama_folder, tmp_path, capsys):
     for text in ("Fitted preference", "helpful", "untrained model", "length alone", "held out", "coin"):
         assert text in shown.out
     assert f"--guide {folders[1]} --weights helpful=0." in shown.out
-    assert "Scoring 70 pairs." in shown.err
+    assert "Scoring 70 and 30 pairs." in shown.err
     config = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     assert config["guide"] == [str(folder) for folder in folders]
     run(["fit", *flags, "--json", "--folds", "0", "--limit", "20"])

@@ -18,37 +18,42 @@ if TYPE_CHECKING:
 _ROUGH = 0.1  # of the margins' size; by then the curve between the points is worth a second look
 
 
+_Guides = Annotated[
+    list[str], typer.Option(help="Folder of a guide for several objectives, or of one guide an objective (repeatable).")
+]
+_EvalData = Annotated[
+    list[str] | None, typer.Option(help="Other pairs of the user, to report accuracies on (repeatable).")
+]
+_Resolution = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=8,
+        help="Score a conditioned guide at the weights 0, 1/N, …, 1; default: 4, or less for many objectives.",
+    ),
+]
+_Output = Annotated[
+    Path | None, typer.Option(help="Write guides and weights here as YAML, for --config of generate and chat.")
+]
+
+
 def fit_command(
     comparisons: Annotated[list[str], typer.Argument(help="The user's preference pairs: files or hub data sets.")],
-    guide: Annotated[
-        list[str],
-        typer.Option(help="Folder of a guide for several objectives, or of one guide an objective (repeatable)."),
-    ],
+    guide: _Guides,
     objective: Annotated[
         str | None, typer.Option(help="Which label is the user's; may be left out if the data has only one.")
     ] = None,
-    eval_data: Annotated[
-        list[str] | None, typer.Option(help="Other pairs of the user, to report accuracies on (repeatable).")
-    ] = None,
+    eval_data: _EvalData = None,
     base: Annotated[str | None, typer.Option(help="The guides' base, if it lies elsewhere now.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N comparisons.")] = None,
     regularisation: Annotated[
         float, typer.Option(help="How strongly equal weights are assumed before any pair is seen.")
     ] = 0.5,
     folds: Annotated[int, typer.Option(min=0, help="Folds of the cross-validation; 0 leaves it out.")] = 10,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=8,
-            help="Score a conditioned guide at the weights 0, 1/N, …, 1; default: 4, or less for many objectives.",
-        ),
-    ] = None,
+    resolution: _Resolution = None,
     seed: Annotated[int, typer.Option(help="Seed of the folds and intervals.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs in one forward.")] = 16,
-    output: Annotated[
-        Path | None, typer.Option(help="Write guides and weights here as YAML, for --config of generate and chat.")
-    ] = None,
+    output: _Output = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
     """Find the weights of several objectives that explain a user's own choices.

@@ -26,14 +26,13 @@ from trimtab.preferences.splitting import prompt_key
 from trimtab.preferences.vectors import lattice
 from trimtab.rewards.encoding import choose_objective
 from trimtab.rewards.fit_report import FitRow, PreferenceFit
-from trimtab.rewards.margins import Guides, PairMargins, base_of, read_guides, score_pairs
+from trimtab.rewards.margins import Guides, base_of, read_guides, score_pairs
 from trimtab.rewards.ranking import Accuracy
 
 __all__ = ["fit"]
 
 _MOST_POINTS = 64
 _FINEST = 4
-_ROUGH = 0.05
 
 Comparisons = str | Path | Sequence[Comparison]
 
@@ -78,59 +77,70 @@ def fit(
     known = read_guides([guides] if isinstance(guides, str | Path) else guides)
     told = notify or _say_nothing
     degree = _degree(known, resolution)
-    nodes = lattice(len(known.objectives), degree)
-    pairs, left_out = _oriented(comparisons, objective, "the comparisons")
-    settings = nodes if known.conditioned else None
-    at = f" at {len(nodes)} preferences" if known.conditioned else ""
+    sets = [_oriented(comparisons, objective, "the comparisons")]
+    if eval_data is not None:
+        sets.append(_oriented(eval_data, objective, "the evaluation data"))
     if len({(manifest.base.id, manifest.base.revision) for manifest in known.manifests}) == 1:
         base = base_of(known.manifests[0], base)
-    told(f"Scoring {len(pairs)} pairs{at}.")
-    margins = score_pairs(known, pairs, settings, base=base, batch_size=batch_size)
-    keep = [n for n, equal in enumerate(margins.equal) if not equal]
-    left_out = {**left_out, "equal answers": len(pairs) - len(keep)}
-    if not keep:
-        raise DataError(f"No pair is left to fit to: {_reasons(left_out)}.")
-    groups = [prompt_key(pairs[n]) for n in keep]
-    surface = _surface(known, margins, keep, degree)
-    found = fit_margins(surface, groups, regularisation=regularisation, folds=folds, resamples=resamples, seed=seed)
+    told(f"Scoring {' and '.join(str(len(own.pairs)) for own in sets)} pairs.")
+    table = [_score(known, own, degree, base, batch_size) for own in sets]
+    own = table[0]
+    groups = [prompt_key(pair) for pair in own.pairs]
+    found = fit_margins(own.surface, groups, regularisation=regularisation, folds=folds, resamples=resamples, seed=seed)
     error = 0.0
     if known.conditioned:
         told("Checking the fitted preference.")
-        exact = score_pairs(
-            known, [pairs[n] for n in keep], found.alpha[None].float(), base=base, batch_size=batch_size
-        )
-        error = _surface_error(surface, found.alpha, known.betas[0] * exact.guided[0])
-    table = [_Scores(known, surface, margins, keep)]
-    if eval_data is not None:
-        others, _ = _oriented(eval_data, objective, "the evaluation data")
-        told(f"Scoring {len(others)} pairs of the evaluation data{at}.")
-        scored = score_pairs(known, others, settings, base=base, batch_size=batch_size)
-        told_apart = [n for n, equal in enumerate(scored.equal) if not equal]
-        table.append(_Scores(known, _surface(known, scored, told_apart, degree), scored, told_apart))
-    return _result(known, found, table, len(set(groups)), left_out, len(nodes) if known.conditioned else 0, error)
+        exact = score_pairs(known, own.pairs, found.alpha[None].float(), base=base, batch_size=batch_size)
+        error = _surface_error(own.surface, found.alpha, known.betas[0] * exact.guided[0])
+    return _result(known, found, table, len(set(groups)), error)
+
+
+@dataclass(frozen=True)
+class _Oriented:
+    """The pairs that the user decided, chosen answer first, and how many rows are left out and why."""
+
+    pairs: list[Comparison]
+    left_out: dict[str, int]
+    source: str
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """What one set of pairs scores."""
+    """What one set of N pairs scores; pairs of equal answers are left out.
 
-    guides: Guides
+    Attributes:
+        pairs: chosen answer first.
+        left_out: why other rows were not used → how many.
+        surface: their margins under every preference, log-odds.
+        untrained: (1, N) or (K, N), without the guides' training, nats.
+        shorter: (N,), rejected − chosen tokens.
+    """
+
+    pairs: list[Comparison]
+    left_out: dict[str, int]
     surface: MarginSurface
-    margins: PairMargins
-    keep: list[int]
+    untrained: Tensor
+    shorter: Tensor
 
     def at(self, alpha: Tensor) -> Tensor:
         return self.surface.at(alpha[None])[0]
 
-    def untrained(self, alpha: Tensor) -> Tensor:
-        """Return the margins without training, (N,): of several guides, mixed with the same weights."""
-        share = torch.ones(1, dtype=torch.float64) if self.guides.conditioned else alpha * _betas(self.guides)
-        return (share @ self.margins.untrained)[self.keep]
 
-    def shorter(self) -> Tensor:
-        """Return rejected − chosen tokens, (N,)."""
-        lengths = torch.tensor(self.margins.lengths, dtype=torch.float64)[self.keep]
-        return lengths[:, 1] - lengths[:, 0]
+def _score(guides: Guides, own: _Oriented, degree: int, base: Base | str | None, batch_size: int) -> _Scores:
+    nodes = lattice(len(guides.objectives), degree) if guides.conditioned else None
+    margins = score_pairs(guides, own.pairs, nodes, base=base, batch_size=batch_size)
+    keep = [n for n, equal in enumerate(margins.equal) if not equal]
+    left_out = {**own.left_out, "equal answers": len(own.pairs) - len(keep)}
+    if not keep:
+        raise DataError(f"No pair of {own.source} is left: {_reasons(left_out)}.")
+    guided = margins.guided[:, keep]
+    if guides.conditioned:
+        surface = MarginSurface(len(guides.objectives), degree, guides.betas[0] * guided)
+    else:
+        surface = MarginSurface.linear((_betas(guides)[:, None] * guided).T)
+    lengths = torch.tensor(margins.lengths, dtype=torch.float64)[keep]
+    shorter = lengths[:, 1] - lengths[:, 0]
+    return _Scores([own.pairs[n] for n in keep], left_out, surface, margins.untrained[:, keep], shorter)
 
 
 def _say_nothing(_line: str) -> None:
@@ -155,10 +165,7 @@ def _degree(guides: Guides, resolution: int | None) -> int:
     return max(m for m in range(1, _FINEST + 1) if m == 1 or math.comb(m + k - 1, k - 1) <= _MOST_POINTS)
 
 
-def _oriented(
-    data: Comparisons, objective: str | None, source: str
-) -> tuple[list[Comparison], dict[str, int]]:  # fmt: skip
-    """Return the pairs that the user decided, chosen answer first, and how many rows are left out and why."""
+def _oriented(data: Comparisons, objective: str | None, source: str) -> _Oriented:
     if isinstance(data, str | Path):
         source = str(data)
         rows: Sequence[Comparison] = read_comparisons(data, objective=objective).comparisons
@@ -166,20 +173,11 @@ def _oriented(
         rows = data
     name = choose_objective(rows, objective, source=source)
     labels = [row.label(name) for row in rows]
-    pairs = [
-        row if label is Label.A else row.swapped() for row, label in zip(rows, labels, strict=True) if label
-    ]  # fmt: skip
+    pairs = [row if label is Label.A else row.swapped() for row, label in zip(rows, labels, strict=True) if label]
     left_out = {"not judged": labels.count(None), "tied": labels.count(Label.TIE)}
     if not pairs:
-        raise DataError(f"{source} has no pair to fit to or to evaluate on: {_reasons(left_out)}.")
-    return pairs, left_out
-
-
-def _surface(guides: Guides, margins: PairMargins, keep: Sequence[int], degree: int) -> MarginSurface:
-    guided = margins.guided[:, list(keep)]
-    if guides.conditioned:
-        return MarginSurface(len(guides.objectives), degree, guides.betas[0] * guided)
-    return MarginSurface.linear((_betas(guides)[:, None] * guided).T)
+        raise DataError(f"No pair of {source} is left: {_reasons(left_out)}.")
+    return _Oriented(pairs, left_out, source)
 
 
 def _surface_error(surface: MarginSurface, alpha: Tensor, exact: Tensor) -> float:
@@ -193,8 +191,6 @@ def _result(
     found: FittedPreference,
     table: Sequence[_Scores],
     prompts: int,
-    left_out: Mapping[str, int],
-    points: int,
     error: float,
 ) -> PreferenceFit:
     names = guides.objectives
@@ -207,20 +203,21 @@ def _result(
         intervals=dict(zip(names, ends, strict=True)),
         determined=found.determined,
         opposed=found.opposed,
-        pairs=len(table[0].keep),
+        pairs=len(table[0].pairs),
         prompts=prompts,
-        left_out={why: count for why, count in left_out.items() if count},
+        left_out={why: count for why, count in table[0].left_out.items() if count},
         scale=found.scale,
         log_likelihood=found.log_likelihood,
         held_out_log_likelihood=found.held_out_log_likelihood,
         folds=found.folds,
-        rows=tuple(_rows(names, found, table)),
-        points=points,
+        rows=tuple(_rows(guides, found, table)),
+        points=len(table[0].surface.nodes) if guides.conditioned else 0,
         surface_error=error,
     )
 
 
-def _rows(names: Sequence[str], found: FittedPreference, table: Sequence[_Scores]) -> list[FitRow]:
+def _rows(guides: Guides, found: FittedPreference, table: Sequence[_Scores]) -> list[FitRow]:
+    names = guides.objectives
     k = len(names)
     equal = torch.full((k,), 1 / k, dtype=torch.float64)
     ways: list[tuple[str, Callable[[_Scores], Tensor]]] = []
@@ -228,11 +225,13 @@ def _rows(names: Sequence[str], found: FittedPreference, table: Sequence[_Scores
         ways.append(("equal weights", lambda scores: scores.at(equal)))
     for name, only in zip(names, torch.eye(k, dtype=torch.float64), strict=True):
         ways.append((f"only {name}", lambda scores, only=only: scores.at(only)))
-    ways.append(("untrained model", lambda scores: scores.untrained(found.alpha)))
+    # Guides on different bases have different untrained models: these are mixed with the same weights.
+    mixed = torch.ones(1, dtype=torch.float64) if guides.conditioned else found.alpha * _betas(guides)
+    ways.append(("untrained model", lambda scores: mixed @ scores.untrained))
     # The direction that is right more often on the pairs themselves, so that nothing is chosen on the evaluation data.
-    shorter = float((table[0].shorter().sign()).sum()) >= 0
+    shorter = float(table[0].shorter.sign().sum()) >= 0
     side = f"length alone ({'shorter' if shorter else 'longer'} wins)"
-    ways.append((side, lambda scores: scores.shorter() * (1 if shorter else -1)))
+    ways.append((side, lambda scores: scores.shorter * (1 if shorter else -1)))
     rows = [_row("fitted", [scores.at(found.alpha) for scores in table], found.held_out)]
     for name, way in ways:
         margins = [way(scores) for scores in table]
