@@ -49,7 +49,7 @@ def pareto_mask(points: ArrayLike) -> NDArray[np.bool_]:
     values = _matrix(points)
     at_least = (values[:, None, :] >= values[None, :, :]).all(axis=2)
     better = (values[:, None, :] > values[None, :, :]).any(axis=2)
-    return ~(at_least & better).any(axis=0)
+    return np.asarray(~(at_least & better).any(axis=0))
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
@@ -247,32 +247,31 @@ def summarise_fronts(
     fronts = {name: s.mean(axis=1) for name, s in scores.items()}
     corner = default_reference(list(fronts.values())) if reference is None else np.asarray(reference, dtype=np.float64)
     low, width = _range(fronts)
-    weights = _prompt_weights(next(iter(scores.values())).shape[1], resamples, seed)
     measures: dict[str, Callable[[Array], float]] = {
         "hypervolume": lambda front: hypervolume(front, corner),
         "mip": lambda front: mean_inner_product(alphas, front),
         "mip_rescaled": lambda front: mean_inner_product(alphas, (front - low) / width),
     }
-    # (1 + R,) for each method and measure; the first is the full sample.
-    drawn = {
-        name: {key: _measured(measure, fronts[name], score, weights) for key, measure in measures.items()}
-        for name, score in scores.items()
-    }
+    weights = _prompt_weights(next(iter(scores.values())).shape[1], resamples, seed)
+    drawn = {name: _drawn(measures, fronts[name], score, weights) for name, score in scores.items()}
     base = drawn[baseline] if baseline is not None else None
-    return {
-        name: FrontSummary(
-            front=fronts[name],
-            hypervolume=_interval(own["hypervolume"]),
-            mip=_interval(own["mip"]),
-            mip_rescaled=_interval(own["mip_rescaled"]),
-            hypervolume_gain=_interval(own["hypervolume"] - base["hypervolume"]) if base else None,
-            mip_gain=_interval(own["mip_rescaled"] - base["mip_rescaled"]) if base else None,
-            spread=spread(fronts[name]),
-            monotonicity=monotonicity(alphas, fronts[name]),
-            reference=corner,
-        )
-        for name, own in drawn.items()
-    }
+    return {name: _summary(alphas, fronts[name], corner, own, base) for name, own in drawn.items()}
+
+
+def _summary(
+    alphas: Array, front: Array, corner: Array, own: dict[str, Array], base: dict[str, Array] | None
+) -> FrontSummary:
+    return FrontSummary(
+        front=front,
+        hypervolume=_interval(own["hypervolume"]),
+        mip=_interval(own["mip"]),
+        mip_rescaled=_interval(own["mip_rescaled"]),
+        hypervolume_gain=_interval(own["hypervolume"] - base["hypervolume"]) if base else None,
+        mip_gain=_interval(own["mip_rescaled"] - base["mip_rescaled"]) if base else None,
+        spread=spread(front),
+        monotonicity=monotonicity(alphas, front),
+        reference=corner,
+    )
 
 
 def _prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
@@ -281,9 +280,12 @@ def _prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
     return draws / prompts
 
 
-def _measured(measure: Callable[[Array], float], front: Array, scores: Array, weights: Array) -> Array:
-    resampled = np.einsum("rp,gpk->rgk", weights, scores)
-    return np.array([measure(front), *(measure(f) for f in resampled)])
+def _drawn(
+    measures: Mapping[str, Callable[[Array], float]], front: Array, scores: Array, weights: Array
+) -> dict[str, Array]:
+    """Return measure → (1 + R,): of the full sample, then of each bootstrap sample."""
+    fronts = [front, *np.einsum("rp,gpk->rgk", weights, scores)]
+    return {name: np.array([measure(f) for f in fronts]) for name, measure in measures.items()}
 
 
 def _interval(values: Array) -> Interval:
