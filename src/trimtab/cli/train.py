@@ -37,7 +37,8 @@ _EXTRA = [
 def _run(given: dict[str, Any], config: Path | None, json: bool) -> None:
     """Train a guide on preference pairs and write its folder.
 
-    The guide is a LoRA (or with --full-finetune a whole model) whose log-probability is the reward. With --eval-data,
+    The guide is a LoRA (or with --full-finetune a whole model) whose log-probability is the reward. With --method parm
+    or uniarm it serves several objectives and is told at each use how much of each is wanted. With --eval-data,
     held-out pairs are ranked before and after training.
     """
     resolved = resolve_config(TrainConfig, given, config)
@@ -56,10 +57,10 @@ def _run(given: dict[str, Any], config: Path | None, json: bool) -> None:
 def _as_json(result: TrainResult) -> dict[str, Any]:
     return {
         "output_dir": str(result.output_dir),
-        "objective": result.objective,
+        "objectives": list(result.objectives),
         "pairs": result.pairs,
         "metrics": result.metrics,
-        "held_out": result.report.to_dict() if result.report else None,
+        "held_out": {name: report.to_dict() for name, report in result.reports.items()},
     }
 
 
@@ -70,16 +71,18 @@ def _show(result: TrainResult, config: TrainConfig) -> None:
     loss = result.metrics.get("train_loss", float("nan"))
     out.print(
         f"Trained on {result.pairs} pairs in {seconds:.0f} s; mean loss {loss:.3f}. "
-        f"The guide for '{result.objective}' is in {result.output_dir}",
+        f"The guide for {', '.join(map(repr, result.objectives))} is in {result.output_dir}",
         markup=False,
     )
-    if result.report:
-        show_report(result.report)
+    for report in result.reports.values():
+        show_report(report)
     guide, base = shlex.quote(str(result.output_dir)), shlex.quote(config.base)
     held_out = shlex.quote(config.eval_data[0]) if config.eval_data else "FILE"
     out.print("Next:", markup=False)
+    weights = ",".join(f"{name}={1 / len(result.objectives):.2g}" for name in result.objectives)
+    steer = f" --weights {shlex.quote(weights)}" if config.conditioned else ""
     out.print(f"  trimtab rank --guide {guide} --data {held_out}", markup=False)
-    out.print(f"  trimtab generate --base {base} --guide {guide} --prompt 'Your question'", markup=False)
+    out.print(f"  trimtab generate --base {base} --guide {guide}{steer} --prompt 'Your question'", markup=False)
 
 
 train_command = command_from(TrainConfig, _run, extra=_EXTRA)

@@ -45,6 +45,8 @@ class PairBatch(TypedDict):
     """(R, L) long: place of the token in its own sequence."""
     node: Tensor
     """(R, L) long: the node a token belongs to; 0 is padding."""
+    pair_of: Tensor
+    """(R, L) long: the pair a token belongs to; 0 for padding and for a root that several pairs share."""
     above: Tensor
     """(nodes, nodes) bool: whether a token of the first node sees the second; each node sees itself."""
     source: Tensor
@@ -86,24 +88,26 @@ class _Rows:
     ids: list[list[int]] = field(default_factory=list[list[int]])
     positions: list[list[int]] = field(default_factory=list[list[int]])
     nodes: list[list[int]] = field(default_factory=list[list[int]])
+    pairs: list[list[int]] = field(default_factory=list[list[int]])
     parents: list[int] = field(default_factory=lambda: [0])
     own: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
     shared: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
 
-    def add_node(self, tokens: list[int], parent: int, start: int) -> int:
+    def add_node(self, tokens: list[int], parent: int, start: int, pair: int = 0) -> int:
         """Append a node to the last row, its positions from ``start``; return its number."""
         self.parents.append(parent)
         number = len(self.parents) - 1
         self.ids[-1] += tokens
         self.positions[-1] += range(start, start + len(tokens))
         self.nodes[-1] += [number] * len(tokens)
+        self.pairs[-1] += [pair] * len(tokens)
         return number
 
     def add_tree(self, tree: _Tree, root: int, root_length: int) -> None:
         """Append a tree to the last row and note what its tokens must predict."""
         row = len(self.ids) - 1
         begin = len(self.ids[-1])
-        trunk = self.add_node(tree.trunk, root, root_length)
+        trunk = self.add_node(tree.trunk, root, root_length, tree.pair)
         end = len(self.ids[-1])
         # Where nothing of the prompt is left below the root, the root's last token predicts.
         last = end - 1 if tree.trunk else root_length - 1
@@ -112,21 +116,23 @@ class _Rows:
             self.shared.append((row, source, tree.trunk[k], tree.pair))
         for branch, owner in zip(tree.branches, tree.owners, strict=True):
             place = len(self.ids[-1])
-            self.add_node(branch[:-1], trunk, root_length + len(tree.trunk))
+            self.add_node(branch[:-1], trunk, root_length + len(tree.trunk), tree.pair)
             sources = [last, *range(place, place + len(branch) - 1)]
             self.own += [(row, s, t, owner) for s, t in zip(sources, branch, strict=False)]
 
 
-def layout_pairs(pairs: Sequence[EncodedPair], *, branched: bool) -> PairBatch:
+def layout_pairs(pairs: Sequence[EncodedPair], *, branched: bool, share_root: bool = True) -> PairBatch:
     """Return the batch of ``pairs``.
 
     Args:
         pairs: at least one.
         branched: encode once what answers and prompts share, and pack pairs into rows; otherwise one row an answer.
+        share_root: whether the prompts' common beginning may be encoded once, too; not where each pair is read under
+            a preference of its own.
     """
     root: list[int] = []
     trees: list[_Tree] = []
-    if branched:
+    if branched and share_root:
         root = _common_beginning([pair.prompt_ids for pair in pairs])
     for number, pair in enumerate(pairs):
         prompt = pair.prompt_ids[len(root) :]
@@ -197,7 +203,7 @@ def _common_beginning(sequences: Sequence[list[int]]) -> list[int]:
 def _fill(trees: list[_Tree], rows: list[list[int]], root: list[int]) -> _Rows:
     filled = _Rows()
     for row in rows:
-        for part in (filled.ids, filled.positions, filled.nodes):
+        for part in (filled.ids, filled.positions, filled.nodes, filled.pairs):
             part.append([])
         top = filled.add_node(root, 0, 0)
         for number in row:
@@ -222,6 +228,7 @@ def _assemble(rows: _Rows, pairs: Sequence[EncodedPair], branched: bool) -> Pair
         input_ids=padded(rows.ids),
         position_ids=padded(rows.positions),
         node=padded(rows.nodes),
+        pair_of=padded(rows.pairs),
         above=_closure(rows.parents),
         source=source,
         target=target,

@@ -54,6 +54,9 @@ class Objective(_Model):
         default="maximize", description="Whether more of it is better; 'minimize' for costs."
     )
     description: str = Field(default="", description="One sentence on what is preferred.")
+    beta: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="β_r of this objective, where it is not the guide's."
+    )
 
 
 class BaseRef(_Model):

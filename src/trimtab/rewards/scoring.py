@@ -60,9 +60,12 @@ class PairScorer:
         if self.why_not and share_prompt:
             log.info("Prompts are encoded once an answer, not once a pair: %s", self.why_not)
 
-    def layout(self, pairs: Sequence[EncodedPair]) -> PairBatch:
-        """Return the batch of ``pairs`` in the layout that is exact for this model."""
-        return layout_pairs(pairs, branched=self.branched)
+    def layout(self, pairs: Sequence[EncodedPair], *, share_root: bool = True) -> PairBatch:
+        """Return the batch of ``pairs`` in the layout that is exact for this model.
+
+        ``share_root=False`` is for pairs that are read under a preference each.
+        """
+        return layout_pairs(pairs, branched=self.branched, share_root=share_root)
 
     def __call__(self, model: Any, batch: PairBatch, *, common_gradient: bool = True) -> tuple[Tensor, Tensor]:
         """Return the summed log-probabilities of both answers, EOS included.

@@ -3,16 +3,24 @@
 Names are those of transformers' ``TrainingArguments``, PEFT's ``LoraConfig`` and TRL's preference trainers; every other
 option of the first two is reachable through ``trainer`` and ``lora``. Defaults are GenARM's (arXiv 2410.08193, HH-RLHF)
 but for two: LoRA on all linear layers rather than q, k, v, and 8 pairs a step rather than 32, because most preference
-sets are far smaller than HH-RLHF's 160 000 pairs (``gradient_accumulation_steps=4`` restores the paper's).
+sets are far smaller than HH-RLHF's 160 000 pairs (``gradient_accumulation_steps=4`` restores the paper's). PARM and
+UniARM have the same defaults, so that methods are compared at like settings.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LossType = Literal["sigmoid", "hinge"]
+Method = Literal["genarm", "parm", "uniarm"]
+DecodeWeights = Literal["fixed", "drawn", "conditioned"]
+
+_MOSLORA = ("condition", "modulation", "generator")
+_CONDITIONED = ("objectives", "betas", "alpha_per", "alpha_concentration", "ties")
+_DECODING = ("decode_weights", "decode_weight_range")
 
 _NOT_SAVED = {"resume_from_checkpoint", "overwrite_output_dir"}
 
@@ -29,7 +37,15 @@ class TrainConfig(BaseModel):
     # data
     data: list[str] = _field("Data", ..., "Preference pairs: files or hub data sets (repeatable).", min_length=1)
     eval_data: list[str] = _field("Data", [], "Held-out pairs: ranked before and after training (repeatable).")
-    objective: str | None = _field("Data", None, "Which label to learn; may be left out if the data has only one.")
+    objective: str | None = _field(
+        "Data", None, "Which label 'genarm' learns; may be left out if the data has only one."
+    )
+    objectives: list[str] = _field(
+        "Data", [], "Which labels 'parm' and 'uniarm' learn, as NAME,NAME in the guide's order; none named: all."
+    )
+    descriptions: dict[str, str] = _field(
+        "Data", {}, "OBJECTIVE=SENTENCE on what is preferred: shown in the guide, and read by condition 'text'."
+    )
     output_dir: str = _field("Data", ..., "Folder for the guide, its checkpoints and logs.", min_length=1)
     limit: int | None = _field("Data", None, "Use only the first N comparisons of --data.", ge=1)
     max_length: int = _field("Data", 1024, "Most tokens of prompt and answer together; answers lose their end.", ge=2)
@@ -41,19 +57,56 @@ class TrainConfig(BaseModel):
     revision: str | None = _field("Model", None, "Hub revision of the base.")
     full_finetune: bool = _field("Model", False, "Train all weights instead of a LoRA.")
     lora_r: int = _field("Model", 8, "Rank of the LoRA.", ge=1)
-    lora_alpha: float = _field("Model", 16, "LoRA scale: its output is multiplied by alpha / r.", gt=0)
+    lora_alpha: float | None = _field(
+        "Model", None, "LoRA scale: its output is multiplied by alpha / rank; not given: twice the rank.", gt=0
+    )
     lora_dropout: float = _field("Model", 0.05, "Dropout before the LoRA, in training only.", ge=0, lt=1)
     lora_target_modules: list[str] = _field(
         "Model", ["all-linear"], "Layers that get a LoRA: 'all-linear', or module names (repeatable)."
     )
-    lora: dict[str, Any] = _field("Model", {}, "Any other option of peft.LoraConfig, as KEY=VALUE (repeatable).")
+    lora: dict[str, Any] = _field(
+        "Model", {}, "Any other option of peft.LoraConfig, MoSLoRAConfig or PBLoRAConfig, as KEY=VALUE (repeatable)."
+    )
+    condition: Literal["text", "alpha", "learned"] | None = _field(
+        "Model", None, "uniarm: what stands for an objective: its description's 'text', 'alpha' itself, or 'learned'."
+    )
+    modulation: Literal["scale", "shift", "both"] | None = _field(
+        "Model", None, "uniarm: what the preference does to the shared features: scale, shift or both."
+    )
+    generator: Literal["layer", "shared"] | None = _field(
+        "Model", None, "uniarm: how it gets there: a matrix for each 'layer', or after a 'shared' trunk."
+    )
     gradient_checkpointing: bool = _field("Model", False, "Recompute activations in the backward pass: less memory.")
     bf16: bool | None = _field("Model", None, "Compute in bfloat16 (default: where the hardware multiplies it fast).")
     share_prompt: bool = _field("Model", True, "Encode a pair's common beginning once, where that is exact.")
 
     # loss
-    method: Literal["genarm"] = _field("Loss", "genarm", "Training method: 'genarm' (arXiv 2410.08193).")
+    method: Method = _field(
+        "Loss",
+        "genarm",
+        "'genarm' (arXiv 2410.08193): one objective; 'parm' (2505.06274) and 'uniarm' (2602.09538): several at once.",
+    )
+    loss: Literal["preference", "decode-aware"] = _field(
+        "Loss", "preference", "'preference' (the papers'), or 'decode-aware': of the policy that is sampled from."
+    )
     beta: float = _field("Loss", 0.05, "β_r, the reward that one nat of log-probability is worth.", gt=0)
+    betas: dict[str, float] = _field("Loss", {}, "OBJECTIVE=β_r where it is not --beta (repeatable).")
+    global_loss_weight: float | None = _field(
+        "Loss", None, "uniarm: λ, weight of the loss on the mixed label (default: 0.1).", ge=0
+    )
+    alpha_per: Literal["example", "batch"] | None = _field(
+        "Loss", None, "Draw a preference for each example (uniarm's way) or for each batch (parm's)."
+    )
+    alpha_concentration: float = _field("Loss", 0.5, "Dirichlet parameter of the preferences that are drawn.", gt=0)
+    ties: Literal["drop", "half"] = _field("Loss", "drop", "Pairs an objective finds tied: 'drop', or 'half' a label for each answer.")
+    decode_weights: DecodeWeights = _field(
+        "Loss",
+        "fixed",
+        "decode-aware: train for --weight ('fixed'), for weights 'drawn' a pair, or tell the guide ('conditioned').",
+    )
+    decode_weight_range: list[float] = _field(
+        "Loss", [0.5, 2.0], "decode-aware: least and greatest weight that is drawn, log-uniformly."
+    )
     margin: float = _field("Loss", 0.0, "γ, reward by which the chosen answer must win.", ge=0)
     label_smoothing: float = _field("Loss", 0.0, "Share of the labels that is taken to be wrong.", ge=0, lt=0.5)
     loss_type: LossType = _field("Loss", "sigmoid", "'sigmoid' (the paper's) or 'hinge'.")
@@ -86,6 +139,49 @@ class TrainConfig(BaseModel):
         "Run", {}, "Any other option of transformers.TrainingArguments, as KEY=VALUE (repeatable)."
     )
 
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _split(cls, names: Any) -> Any:
+        parts = names.split(",") if isinstance(names, str) else names
+        if not isinstance(parts, (list, tuple)):
+            return names
+        texts = cast("list[Any]", list(cast("Any", parts)))
+        return [part.strip() for text in texts for part in str(text).split(",") if part.strip()]
+
+    @field_validator("decode_weight_range")
+    @classmethod
+    def _ordered(cls, limits: list[float]) -> list[float]:
+        if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+            raise ValueError("give two positive numbers, the smaller first")
+        return limits
+
+    @model_validator(mode="after")
+    def _fit_the_method(self) -> TrainConfig:
+        given = self.model_fields_set
+        if self.method == "genarm":
+            self._refuse(given, (*_CONDITIONED, *_MOSLORA, "global_loss_weight"), "the methods 'parm' and 'uniarm'")
+        elif self.objective is not None:
+            raise ValueError(f"objective is for the method 'genarm': {self.method!r} takes objectives")
+        elif self.full_finetune:
+            raise ValueError(f"full_finetune is for the method 'genarm': {self.method!r} trains an adapter")
+        if self.method == "parm":
+            self._refuse(given, (*_MOSLORA, "global_loss_weight"), "the method 'uniarm'")
+        if self.loss != "decode-aware":
+            self._refuse(given, _DECODING, "loss 'decode-aware'")
+        elif self.weight <= 0:
+            raise ValueError("loss 'decode-aware' trains for a positive weight")
+        if self.decode_weights == "conditioned" and self.method == "genarm":
+            raise ValueError("a plain LoRA cannot be told the weight: use decode_weights 'drawn', or method 'uniarm'")
+        if any(beta <= 0 for beta in self.betas.values()):
+            raise ValueError("betas must be positive")
+        return self
+
+    def _refuse(self, given: set[str], names: Sequence[str], owner: str) -> None:
+        defaults = TrainConfig.model_fields
+        for name in names:
+            if name in given and getattr(self, name) != defaults[name].get_default(call_default_factory=True):
+                raise ValueError(f"{name} belongs to {owner}: leave one of the two out")
+
     @model_validator(mode="after")
     def _combine(self) -> TrainConfig:
         if self.max_prompt_length >= self.max_length:
@@ -100,6 +196,22 @@ class TrainConfig(BaseModel):
         if self.full_finetune and self.lora:
             raise ValueError("full_finetune has no LoRA: leave the lora options out")
         return self
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the guide takes a preference vector."""
+        return self.method != "genarm"
+
+    @property
+    def drawn_per(self) -> Literal["example", "batch"]:
+        """What one preference is drawn for."""
+        return self.alpha_per or ("example" if self.method == "uniarm" else "batch")
+
+    @property
+    def global_weight(self) -> float:
+        """λ: PARM has no global loss."""
+        default = 0.1 if self.method == "uniarm" else 0.0
+        return default if self.global_loss_weight is None else self.global_loss_weight
 
     def to_yaml(self) -> str:
         """Return the text of ``config.yaml``: ``trimtab train --config`` with it repeats the run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,20 +15,21 @@ from safetensors import SafetensorError
 from trimtab.errors import OutputError
 from trimtab.models import Base, end_of_response_id, tokenizer_hash
 from trimtab.rewards.artifact import BaseRef, DataRef, GuideManifest, Objective, save_guide
-from trimtab.rewards.encoding import PreparedPairs
-from trimtab.rewards.ranking import RankReport, rank, score_margins
+from trimtab.rewards.ranking import RankReport
 from trimtab.rewards.scoring import PairScorer
+from trimtab.training.adapters import ADAPTERS, add_adapter, describe, make_adapter_config
 from trimtab.training.callbacks import MetricsFile, ProgressBar
 from trimtab.training.collator import PairCollator, PairDataset
 from trimtab.training.config import TrainConfig
+from trimtab.training.drawing import at_fixed_preferences, fixed_preferences
+from trimtab.training.held_out import HeldOut, reading_at
 from trimtab.training.setup import (
     CHECKPOINTS,
     RunData,
-    add_lora,
+    RunPairs,
     find_checkpoint,
     load_for_training,
     make_arguments,
-    make_lora_config,
     prepare,
     prepare_output,
     read_data,
@@ -46,21 +47,27 @@ class TrainResult:
 
     Attributes:
         output_dir: the guide's folder.
-        objective: what was learned.
+        objectives: what was learned.
         pairs: pairs trained on.
         metrics: Trainer's own (loss, runtime, pairs a second).
-        report: held-out ranking before and after, or ``None`` without held-out data.
+        reports: objective → held-out ranking before and after (at the preference for that objective alone, where the
+            guide takes one); empty without held-out data.
         history: every log, in order, by TRL's names.
         manifest: what ``guide.json`` says.
     """
 
     output_dir: Path
-    objective: str
+    objectives: tuple[str, ...]
     pairs: int
     metrics: dict[str, float]
-    report: RankReport | None
+    reports: dict[str, RankReport]
     manifest: GuideManifest
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+    @property
+    def report(self) -> RankReport | None:
+        """The first objective's held-out ranking, or ``None`` without held-out data."""
+        return self.reports.get(self.objectives[0])
 
 
 def train(
@@ -88,62 +95,52 @@ def train(
     base = load_for_training(config)
     eos = end_of_response_id(base.tokenizer, data.train[0].prompt, chat_template=config.chat_template)
     reference = BaseRef.of(base)  # before PEFT puts its layers into the model
-    train_pairs, held_out = prepare(data, config, base, notify)
+    pairs = prepare(data, config, base, notify)
     torch.manual_seed(config.seed)
-    lora = None if config.full_finetune else make_lora_config(config, base)
+    adapter = None if config.full_finetune else make_adapter_config(config, base, data.objectives)
     with arguments.main_process_first(local=False, desc="making the output folder"):
         folder = prepare_output(config, make=arguments.process_index == 0)
-    model = base.model.requires_grad_(True) if lora is None else add_lora(base, lora)
-    untrained = _margins(model, held_out, config) if held_out else None
-    trainer = _make_trainer(config, arguments, model, train_pairs, held_out, folder)
+    model = base.model.requires_grad_(True) if adapter is None else add_adapter(base, adapter)
+    ranking = HeldOut(pairs.held_out, data.objectives, config)
+    ranking.before(model)
+    trainer = _make_trainer(config, arguments, model, data.objectives, pairs, folder)
     outcome = _run(trainer, checkpoint, folder)
-    report = None
-    if held_out and untrained:
-        report = rank(
-            model,
-            held_out.pairs,
-            objective=data.objective,
-            beta=config.beta,
-            max_length=config.max_length,
-            untrained_margins=untrained,
-            batch_size=config.per_device_eval_batch_size,
-        )
-    manifest = _manifest(config, data, base, reference, eos, train_pairs, outcome, report)
+    reports = ranking.after(model)
+    manifest = _manifest(config, data, base, reference, eos, len(pairs.train), outcome, reports)
     if trainer.is_world_process_zero():
-        manifest = save_guide(folder, model, manifest, tokenizer=base.tokenizer if lora is None else None)
+        manifest = save_guide(folder, model, manifest, tokenizer=base.tokenizer if adapter is None else None)
         checkpoints = folder / CHECKPOINTS
         if checkpoints.is_dir() and not any(checkpoints.iterdir()):
             checkpoints.rmdir()  # Trainer makes it even where nothing is to be saved
     history: list[dict[str, float]] = list(trainer.state.log_history)
-    return TrainResult(folder, data.objective, len(train_pairs.pairs), outcome, report, manifest, history)
+    return TrainResult(folder, data.objectives, len(pairs.train), outcome, reports, manifest, history)
 
 
 def _make_trainer(
-    config: TrainConfig,
-    arguments: Any,
-    model: Any,
-    train_pairs: PreparedPairs,
-    held_out: PreparedPairs | None,
-    folder: Path,
+    config: TrainConfig, arguments: Any, model: Any, objectives: Sequence[str], pairs: RunPairs, folder: Path
 ) -> GuideTrainer:
     from transformers import PrinterCallback
 
     if arguments.device != model.device:
         model.to(arguments.device)
-    scorer = PairScorer(
-        model,
-        max_length=config.max_length,
-        share_prompt=config.share_prompt,
-        head_dtype=torch.bfloat16 if uses_bfloat16(config) else None,
-    )
+    k = len(objectives)
+    with reading_at(model, fixed_preferences(k)[-1], config):
+        scorer = PairScorer(
+            model,
+            max_length=config.max_length,
+            share_prompt=config.share_prompt,
+            head_dtype=torch.bfloat16 if uses_bfloat16(config) else None,
+        )
+    share_root = config.drawn_per == "batch" or not config.conditioned
     trainer = GuideTrainer(
         config=config,
         scorer=scorer,
+        objectives=objectives,
         model=model,
         args=arguments,
-        data_collator=PairCollator(scorer),
-        train_dataset=PairDataset(train_pairs.pairs),
-        eval_dataset=PairDataset(held_out.pairs) if held_out else None,
+        data_collator=PairCollator(scorer, share_root=share_root),
+        train_dataset=PairDataset(pairs.train),
+        eval_dataset=PairDataset(at_fixed_preferences(pairs.held_out, k)) if pairs.held_out else None,
         callbacks=[MetricsFile(folder), ProgressBar()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -171,24 +168,19 @@ def _run(trainer: GuideTrainer, checkpoint: str | None, folder: Path) -> dict[st
     return {**metrics, "wall_seconds": time.perf_counter() - start}
 
 
-def _margins(model: Any, held_out: PreparedPairs, config: TrainConfig) -> list[float]:
-    return score_margins(
-        model, held_out.pairs, max_length=config.max_length, batch_size=config.per_device_eval_batch_size
-    )  # fmt: skip
-
-
 def _manifest(
     config: TrainConfig,
     data: RunData,
     base: Base,
     reference: BaseRef,
     eos: int,
-    pairs: PreparedPairs,
+    pairs: int,
     outcome: dict[str, float],
-    report: RankReport | None,
+    reports: dict[str, RankReport],
 ) -> GuideManifest:
-    shown = (
+    shown = [
         "method",
+        "loss",
         "beta",
         "loss_type",
         "learning_rate",
@@ -200,21 +192,27 @@ def _manifest(
         "max_length",
         "max_prompt_length",
         "seed",
-    )
+    ]
+    shown += ["betas", "drawn_per", "alpha_concentration", "global_weight", "ties"] if config.conditioned else []
+    shown += ["decode_weights", "decode_weight_range"] if config.loss == "decode-aware" else []
     metrics: dict[str, Any] = {"train_loss": outcome.get("train_loss")}
-    if report is not None:
-        metrics["held_out"] = report.to_dict()
+    found = {name: report.to_dict() for name, report in reports.items()}
+    if found:
+        metrics["held_out"] = found if config.conditioned else found[data.objectives[0]]
     template = config.chat_template or getattr(base.tokenizer, "chat_template", None)
     return GuideManifest(
-        adapter="full" if config.full_finetune else "lora",
-        objectives=(Objective(name=data.objective),),
+        adapter="full" if config.full_finetune else ADAPTERS[config.method],
+        objectives=tuple(
+            Objective(name=name, description=describe(config, name), beta=config.betas.get(name))
+            for name in data.objectives
+        ),
         beta=config.beta,
         weight=config.weight,
         base=reference,
         tokenizer_hash=tokenizer_hash(base.tokenizer),
         eos_token_id=eos,
         chat_template=template if data.train[0].is_conversational else None,
-        data=DataRef(sha256=data.sha256, files=tuple(config.data), comparisons=len(pairs.pairs)),
+        data=DataRef(sha256=data.sha256, files=tuple(config.data), comparisons=pairs),
         training={key: getattr(config, key) for key in shown},
         metrics=metrics,
     )

@@ -18,7 +18,8 @@ from trimtab.models import Base, load_base
 from trimtab.models.loading import resolve_dtype
 from trimtab.preferences.checks import prompt_key
 from trimtab.preferences.records import Comparison
-from trimtab.rewards.encoding import PairEncoder, PreparedPairs, choose_objective, prepare_pairs
+from trimtab.rewards.encoding import PairEncoder, choose_objective, prepare_pairs
+from trimtab.rewards.labelled import LabelledPair, choose_objectives, prepare_labelled
 from trimtab.training.config import TrainConfig
 from trimtab.validation import refuse_unknown
 
@@ -32,33 +33,51 @@ log = logging.getLogger("trimtab")
 
 @dataclass(frozen=True)
 class RunData:
-    """The comparisons of a run and where they came from."""
+    """The comparisons of a run, where they came from, and what is learned from them (K objectives)."""
 
     train: list[Comparison]
     held_out: list[Comparison]
-    objective: str
+    objectives: tuple[str, ...]
     sha256: str
 
 
+@dataclass(frozen=True)
+class RunPairs:
+    """The encoded pairs of a run; where one objective is learned, the answer that it prefers comes first.
+
+    Attributes:
+        train: pairs to train on.
+        held_out: pairs to evaluate on; empty where there is no such data.
+    """
+
+    train: list[LabelledPair]
+    held_out: list[LabelledPair]
+
+
 def read_data(config: TrainConfig, notify: Callable[[str], None]) -> RunData:
-    """Read both sets, choose the objective, and say which prompts they share.
+    """Read both sets, choose what to learn, and say which prompts they share.
 
     Raises:
-        DataError: a file cannot be read, or the objective is not in it.
+        DataError: a file cannot be read, or an objective is not in it.
+        ConfigError: an option is for an objective that is not learned.
     """
-    unnamed = config.objective or DEFAULT_OBJECTIVE
+    unnamed = config.objective or (config.objectives or [DEFAULT_OBJECTIVE])[0]
     train, digests = _read(config.data, unnamed, config.limit, notify)
     held_out, _ = _read(config.eval_data, unnamed, None, notify)
-    objective = choose_objective(train, config.objective, source=", ".join(config.data))
+    source = ", ".join(config.data)
+    if config.conditioned:
+        objectives = choose_objectives(train, config.objectives, source=source)
+    else:
+        objectives = (choose_objective(train, config.objective, source=source),)
+    for option, names in (("betas", config.betas), ("descriptions", config.descriptions)):
+        refuse_unknown(names, objectives, what=f"objective in {option}")
     shared = len({prompt_key(c) for c in held_out} & {prompt_key(c) for c in train})
     if shared:
         notify(f"Warning: {shared} held-out prompts are also trained on, so held-out results will look too good.")
-    return RunData(train, held_out, objective, _combined(digests))
+    return RunData(train, held_out, objectives, _combined(digests))
 
 
-def prepare(
-    data: RunData, config: TrainConfig, base: Base, notify: Callable[[str], None]
-) -> tuple[PreparedPairs, PreparedPairs | None]:
+def prepare(data: RunData, config: TrainConfig, base: Base, notify: Callable[[str], None]) -> RunPairs:
     """Return the encoded pairs for training and, if there are any, for evaluation.
 
     Raises:
@@ -70,17 +89,27 @@ def prepare(
         max_length=min(config.max_length, base.context_length),
         max_prompt_length=min(config.max_prompt_length, base.context_length - 1),
     )
-    train = prepare_pairs(data.train, data.objective, encoder)
-    notify(f"Training on {train.summary}.")
-    if not train.pairs:
-        raise DataError(f"No pair is left to train on: of {train.rows} rows, {train.summary}.")
+    train, summary = _encode(data.train, data, config, encoder)
+    notify(f"Training on {summary}.")
+    if not train:
+        raise DataError(f"No pair is left to train on: of {len(data.train)} rows, {summary}.")
     if not config.eval_data:
-        return train, None
-    held_out = prepare_pairs(data.held_out, data.objective, encoder)
-    notify(f"Held out: {held_out.summary}.")
-    if not held_out.pairs:
-        raise DataError(f"No pair is left to evaluate on: of {held_out.rows} rows, {held_out.summary}.")
-    return train, held_out
+        return RunPairs(train, [])
+    held_out, summary = _encode(data.held_out, data, config, encoder)
+    notify(f"Held out: {summary}.")
+    if not held_out:
+        raise DataError(f"No pair is left to evaluate on: of {len(data.held_out)} rows, {summary}.")
+    return RunPairs(train, held_out)
+
+
+def _encode(
+    comparisons: Sequence[Comparison], data: RunData, config: TrainConfig, encoder: PairEncoder
+) -> tuple[list[LabelledPair], str]:
+    if config.conditioned:
+        labelled = prepare_labelled(comparisons, data.objectives, encoder, ties=config.ties)
+        return labelled.pairs, labelled.summary
+    prepared = prepare_pairs(comparisons, data.objectives[0], encoder)
+    return [LabelledPair(pair, (1.0,), number) for number, pair in enumerate(prepared.pairs)], prepared.summary
 
 
 def uses_bfloat16(config: TrainConfig) -> bool:
@@ -94,53 +123,6 @@ def load_for_training(config: TrainConfig) -> Base:
     """Load the base: frozen weights in the dtype of computation, weights that will be trained in float32."""
     half = uses_bfloat16(config) and not config.full_finetune
     return load_base(config.base, revision=config.revision, dtype="bfloat16" if half else "float32", device="auto")
-
-
-def make_lora_config(config: TrainConfig, base: Base) -> Any:
-    """Return the ``peft.LoraConfig`` of the run.
-
-    Raises:
-        ConfigError: an unknown option (the nearest known one is named), or a value PEFT refuses.
-    """
-    from peft import LoraConfig
-    from transformers.pytorch_utils import Conv1D
-
-    from trimtab.rewards.artifact import check_lora_config
-
-    refuse_unknown(config.lora, (f.name for f in dataclasses.fields(LoraConfig)), what="LoRA option")
-    targets: Any = config.lora_target_modules
-    own: dict[str, Any] = {
-        "r": config.lora_r,
-        "lora_alpha": config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
-        "target_modules": targets[0] if targets == ["all-linear"] else targets,
-        "task_type": "CAUSAL_LM",
-        # GPT-2's layers store their weight transposed.
-        "fan_in_fan_out": any(isinstance(m, Conv1D) for m in base.model.modules()),
-    }
-    try:
-        lora: Any = LoraConfig(**{**own, **config.lora})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"The LoRA cannot be made: {' '.join(str(error).split())}") from error
-    check_lora_config(lora)
-    return lora
-
-
-def add_lora(base: Base, lora: Any) -> Any:
-    """Return the base's model with a fresh LoRA in it (float32, whatever the base's dtype).
-
-    Raises:
-        ConfigError: the target modules are not in this model.
-    """
-    from peft import get_peft_model
-
-    try:
-        return get_peft_model(base.model, lora)
-    except ValueError as error:
-        names = sorted({n.rsplit(".", 1)[-1] for n, m in base.model.named_modules() if hasattr(m, "weight")})
-        raise ConfigError(
-            f"The LoRA does not fit {base.id!r}: {' '.join(str(error).split())[:200]} Its modules: {', '.join(names)}."
-        ) from error
 
 
 def make_arguments(config: TrainConfig) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor
 from transformers import Trainer
 
 from trimtab.errors import NumericalError
+from trimtab.rewards.conditioned import preference
 from trimtab.rewards.layout import PairBatch
 from trimtab.rewards.scoring import PairScorer
+from trimtab.training.collator import TrainingBatch
 from trimtab.training.config import TrainConfig
-from trimtab.training.losses import preference_loss
+from trimtab.training.drawing import draw_preferences, draw_weights
+from trimtab.training.losses import mixed_preference_loss
 
 _NAMED_IDS = 8
 
@@ -24,13 +27,19 @@ class GuideTrainer(Trainer):
 
     Logs, by TRL's names and meanings (means over pairs): ``rewards/chosen`` and ``rewards/rejected`` (β_r·log π_r),
     ``rewards/accuracies``, ``rewards/margins``, ``logps/chosen``, ``logps/rejected``; with ``eval_`` before them in
-    evaluation.
+    evaluation. With several objectives there is no one chosen answer: ``rewards/accuracies`` and ``rewards/margins``
+    go by the mixed label sgn(Σ_i α_i Δ_i) at each pair's α, and ``rewards/accuracies/NAME`` by one objective's labels
+    (in evaluation only at the α that asks for nothing else).
     """
 
-    def __init__(self, *, config: TrainConfig, scorer: PairScorer, **trainer: Any) -> None:
+    def __init__(
+        self, *, config: TrainConfig, scorer: PairScorer, objectives: Sequence[str], **trainer: Any
+    ) -> None:  # fmt: skip
         super().__init__(**trainer)
         self._config = config
         self._scorer = scorer
+        self._objectives = tuple(objectives)
+        self._betas = torch.tensor([config.betas.get(name, config.beta) for name in self._objectives])
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         # The loss is divided by the pairs of the WHOLE accumulated batch (see get_batch_samples), so that a last,
         # smaller micro-batch weighs by its pairs. The first name is the older, the second the newer Trainer's.
@@ -55,24 +64,50 @@ class GuideTrainer(Trainer):
         Raises:
             NumericalError: the loss is NaN or infinite; names the rows.
         """
-        batch = cast("PairBatch", inputs)
+        batch = cast("TrainingBatch", inputs)
         config = self._config
-        chosen, rejected = self._scorer(model, batch, common_gradient=False)
-        losses = preference_loss(
-            chosen,
-            rejected,
-            beta=config.beta,
+        alpha, weights = self._drawn(batch)
+        first, second = self._scored(model, batch, alpha, weights)
+        losses = mixed_preference_loss(
+            first,
+            second,
+            batch["strengths"],
+            alpha,
+            beta=self._betas.to(alpha),
+            global_weight=config.global_weight,
+            ties=config.ties,
             margin=config.margin,
             label_smoothing=config.label_smoothing,
             loss_type=config.loss_type,
         )
         _refuse_not_finite(losses.detach(), batch["ids"])
-        self._record("train" if torch.is_grad_enabled() else "eval", chosen.detach(), rejected.detach())
+        kind = "train" if torch.is_grad_enabled() else "eval"
+        self._record(kind, first.detach(), second.detach(), batch["strengths"], alpha)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:  # DDP averages gradients over processes, so each one's share is scaled up by their number
             loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
-        return (loss, {"chosen": chosen, "rejected": rejected}) if return_outputs else loss
+        return (loss, {"chosen": first, "rejected": second}) if return_outputs else loss
+
+    def _drawn(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return the preferences (P, K) and the guidance weights (P,) that the pairs are read under."""
+        numbers = batch["number"].tolist()
+        device = batch["strengths"].device
+        fixed = batch["alpha"]
+        if fixed is not None:
+            return fixed, torch.full((len(numbers),), self._config.weight, device=device)
+        epoch = int(self.state.epoch or 0)
+        alpha = draw_preferences(self._config, len(self._objectives), numbers, epoch)
+        return alpha.to(device), draw_weights(self._config, numbers, epoch).to(device)
+
+    def _scored(self, model: Any, batch: TrainingBatch, alpha: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the second answers' rewards in nats, (P,) each."""
+        if not self._config.conditioned:
+            return self._scorer(model, batch, common_gradient=False)
+        alike = bool((alpha == alpha[0]).all())
+        inner = self.accelerator.unwrap_model(model)
+        with preference(inner, alpha[0] if alike else alpha, index=None if alike else batch["pair_of"]):
+            return self._scorer(model, batch, common_gradient=False)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -98,21 +133,35 @@ class GuideTrainer(Trainer):
             )
         super().log(logs, start_time)
 
-    def _record(self, kind: str, chosen: Tensor, rejected: Tensor) -> None:
-        beta = self._config.beta
-        right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
-        found = {
-            "rewards/chosen": beta * chosen,
-            "rewards/rejected": beta * rejected,
-            "rewards/accuracies": right,
-            "rewards/margins": beta * (chosen - rejected),
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-        }
+    def _record(self, kind: str, first: Tensor, second: Tensor, strengths: Tensor, alpha: Tensor) -> None:
+        """Add to the metrics; where there is one objective, the first answer is the chosen one."""
+        betas = self._betas.to(alpha)
+        known = strengths.nan_to_num(0.0)
+        mixed = torch.sign((alpha * known).sum(1))
+        self._count(kind, "", mixed, (alpha * betas).sum(1) * (first - second))
+        if len(self._objectives) == 1:
+            found = {"rewards/chosen": betas * first, "rewards/rejected": betas * second}
+            found |= {"logps/chosen": first, "logps/rejected": second}
+            for name, values in found.items():
+                self._add(kind, name, values, torch.ones_like(values))
+            return
+        for i, name in enumerate(self._objectives):
+            sign = torch.sign(known[:, i])
+            if kind == "eval":  # each objective counts where it alone is asked for
+                sign = sign * (alpha[:, i] == 1)
+            self._count(kind, f"/{name}", sign, betas[i] * (first - second))
+
+    def _count(self, kind: str, suffix: str, sign: Tensor, margin: Tensor) -> None:
+        margin = sign * margin
+        right = (margin > 0).float() + 0.5 * (margin == 0).float()
+        judged = (sign != 0).float()
+        self._add(kind, f"rewards/accuracies{suffix}", right * judged, judged)
+        self._add(kind, f"rewards/margins{suffix}", margin, judged)
+
+    def _add(self, kind: str, name: str, values: Tensor, counts: Tensor) -> None:
         sums = self._sums[kind]
-        for name, values in found.items():
-            total = torch.stack([values.sum(), values.new_tensor(float(len(values)))]).float()
-            sums[name] = sums[name] + total if name in sums else total
+        total = torch.stack([values.sum(), counts.sum()]).float()
+        sums[name] = sums[name] + total if name in sums else total
 
     def _take(self, kind: str) -> dict[str, float]:
         sums, self._sums[kind] = self._sums[kind], {}
@@ -120,7 +169,8 @@ class GuideTrainer(Trainer):
         result: dict[str, float] = defaultdict(float)
         for name, local in sums.items():
             total, count = cast("Tensor", self.accelerator.reduce(local, "sum")).tolist()
-            result[prefix + name] = total / count
+            if count:
+                result[prefix + name] = total / count
         return dict(result)
 
 

@@ -19,7 +19,7 @@ from trimtab.errors import GuidanceError
 Conditions = tuple[Tensor | None, ...]
 """What a layer makes of α. MoSLoRA: (γ, δ), each (..., R). PBLoRA: (M,), (..., R2, R2). The dots: () or (B,)."""
 
-_State = tuple[dict[str, Tensor], dict[str, Mapping[str, Conditions]]]
+_State = tuple[dict[str, Tensor], dict[str, Mapping[str, Conditions]], dict[str, Tensor]]
 
 
 class LivePreference:
@@ -28,6 +28,7 @@ class LivePreference:
     Attributes:
         alphas: adapter → α, (K,) for all rows or (B, K) for one a row.
         ready: adapter → layer → conditions that were computed ahead.
+        indices: adapter → (B, T) long, the row of α that each token has; absent where row b of α is row b of the batch.
         sizes: adapter → K.
         encoders: adapter → module that turns α into the conditioning vector; α itself where there is none.
     """
@@ -35,6 +36,7 @@ class LivePreference:
     def __init__(self) -> None:
         self.alphas: dict[str, Tensor] = {}
         self.ready: dict[str, Mapping[str, Conditions]] = {}
+        self.indices: dict[str, Tensor] = {}
         self.sizes: dict[str, int] = {}
         self.encoders: Mapping[str, nn.Module] = {}
 
@@ -69,18 +71,20 @@ class LivePreference:
         return alpha[0]
 
     def conditions(self, layer: Any, adapter: str) -> Conditions:
-        """Return what ``layer`` makes of the adapter's α."""
+        """Return what ``layer`` makes of the adapter's α: for all rows, a row, or a token of a row each."""
         if adapter in self.ready:
-            return self.ready[adapter][layer.name]
-        return layer.conditions(adapter, self.encode(adapter, self.alpha(adapter)))
+            found = self.ready[adapter][layer.name]
+        else:
+            found = layer.conditions(adapter, self.encode(adapter, self.alpha(adapter)))
+        return spread(found, self.indices[adapter]) if adapter in self.indices else found
 
     def state(self) -> _State:
         """Return what :meth:`restore` takes."""
-        return dict(self.alphas), dict(self.ready)
+        return dict(self.alphas), dict(self.ready), dict(self.indices)
 
     def restore(self, state: _State) -> None:
         """Go back to an earlier :meth:`state`."""
-        self.alphas, self.ready = dict(state[0]), dict(state[1])
+        self.alphas, self.ready, self.indices = dict(state[0]), dict(state[1]), dict(state[2])
 
 
 class _CheckpointingWithPreference:
@@ -107,9 +111,23 @@ class _CheckpointingWithPreference:
         return self.checkpoint(run, *args, **kwargs)
 
 
+def spread(conditions: Conditions, index: Tensor) -> Conditions:
+    """Return the conditions of each token: (P, ...) by row of α and (B, T) → (B, T, ...)."""
+    rows = index.flatten()
+    return tuple(
+        None if c is None else c.index_select(0, rows).unflatten(0, (index.shape[0], index.shape[1]))
+        for c in conditions
+    )
+
+
 @contextmanager
 def preference(
-    model: nn.Module, alpha: Tensor | None, *, adapter: str | None = None, precompute: bool = False
+    model: nn.Module,
+    alpha: Tensor | None,
+    *,
+    adapter: str | None = None,
+    precompute: bool = False,
+    index: Tensor | None = None,
 ) -> Generator[None]:
     """Give the rows of the forwards inside their preference vectors; what held before holds again afterwards.
 
@@ -119,13 +137,15 @@ def preference(
         adapter: the adapter meant; all active ones by default.
         precompute: compute what the layers make of α now and without gradients. For decoding, where many forwards
             have one α; weights that change inside are then not seen.
+        index: (B, T) long, which row of α each token has; then α may have any number of rows. For training, where
+            several sequences are packed into one row of a batch.
 
     Raises:
         GuidanceError: the model has no such layers, or α has another length than the guide has objectives.
     """
     live = _layers(model)[0].live
     before = live.state()
-    set_preference(model, alpha, adapter=adapter, precompute=precompute)
+    set_preference(model, alpha, adapter=adapter, precompute=precompute, index=index)
     try:
         yield
     finally:
@@ -133,7 +153,12 @@ def preference(
 
 
 def set_preference(
-    model: nn.Module, alpha: Tensor | None, *, adapter: str | None = None, precompute: bool = False
+    model: nn.Module,
+    alpha: Tensor | None,
+    *,
+    adapter: str | None = None,
+    precompute: bool = False,
+    index: Tensor | None = None,
 ) -> None:
     """Set the preference vectors until they are set again (see :func:`preference`).
 
@@ -147,10 +172,13 @@ def set_preference(
     live: LivePreference = layers[0].live
     for name in [adapter] if adapter is not None else list(layers[0].active_adapters):
         live.ready.pop(name, None)
+        live.indices.pop(name, None)
         if alpha is None:
             live.alphas.pop(name, None)
             continue
         live.alphas[name] = checked = _check(alpha, name, live).to(layers[0].weight.device)
+        if index is not None:
+            live.indices[name] = _check_index(index, checked)
         if precompute:
             with torch.no_grad():
                 live.ready[name] = conditions_of(layers, name, live.encode(name, checked))
@@ -205,3 +233,12 @@ def _check(alpha: Tensor, adapter: str, live: LivePreference) -> Tensor:
             f"for all rows, or (rows, {size})."
         )
     return alpha
+
+
+def _check_index(index: Tensor, alpha: Tensor) -> Tensor:
+    if index.ndim != 2 or alpha.ndim != 2:
+        raise GuidanceError(
+            f"An index of shape {list(index.shape)} into preferences of shape {list(alpha.shape)} does not say which "
+            "token has which: the index is (rows, tokens), the preferences (number, objectives)."
+        )
+    return index.to(alpha.device)

@@ -154,7 +154,13 @@ class ConditionedLayer(nn.Module, BaseTunerLayer):
 
     def _check_rows(self, x: Tensor, conditions: Conditions) -> None:
         known = next(c for c in conditions if c is not None)
-        rows = known.shape[0] if known.ndim > self.condition_axes else 1
+        axes = known.ndim - self.condition_axes
+        rows = known.shape[0] if axes else 1
+        if axes == 2 and known.shape[:2] != x.shape[:2]:
+            raise GuidanceError(
+                f"The preference's index is for {list(known.shape[:2])} tokens, but {self.name!r} gets "
+                f"{list(x.shape[:2])}: a per-token preference holds for one forward without a cache."
+            )
         if rows not in (1, x.shape[0]):
             raise GuidanceError(
                 f"The preference has {rows} rows, but the batch has {x.shape[0]} (in {self.name!r}): pass one row for "

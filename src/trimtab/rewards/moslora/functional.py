@@ -70,8 +70,8 @@ def modulated_delta(
         x: (N, ..., D_IN), N rows; a slice of a batch will do.
         A: (R, D_IN).
         B: (D_OUT, R).
-        gamma: (N, R), or (R,) for all rows; ``None`` is 1.
-        delta: (N, R), or (R,) for all rows; ``None`` is 0.
+        gamma: (N, R), (R,) for all rows, or (N, ..., R) for each token its own; ``None`` is 1.
+        delta: as ``gamma``; ``None`` is 0.
         scaling: s.
 
     Returns:
@@ -116,6 +116,6 @@ def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def _rows_like(rows: Tensor | None, hidden: Tensor) -> Tensor | None:
     """Return (N, R) as (N, 1, ..., R), so that it meets each token of its own row."""
-    if rows is None or rows.ndim == 1:
+    if rows is None or rows.ndim == 1 or rows.ndim == hidden.ndim:
         return rows
     return rows.reshape(rows.shape[0], *[1] * (hidden.ndim - 2), rows.shape[1])

@@ -36,7 +36,7 @@ def bilinear_delta(x: Tensor, A: Tensor, B: Tensor, W1: Tensor | None, M: Tensor
         A: (R1 + R2, D_IN).
         B: (D_OUT, R1 + R2).
         W1: (R1, R1); ``None`` where it is already multiplied into A's first rows.
-        M: (N, R2, R2), or (R2, R2) for all rows.
+        M: (N, R2, R2), (R2, R2) for all rows, or (N, ..., R2, R2) for each token its own.
         scaling: s.
 
     Returns:
@@ -48,7 +48,9 @@ def bilinear_delta(x: Tensor, A: Tensor, B: Tensor, W1: Tensor | None, M: Tensor
     if W1 is not None:
         common = F.linear(common, W1)
     # Each row's tokens meet the row's own M in one batched product.
-    if M.ndim == 2 or own.ndim == 3:
+    if M.ndim == own.ndim + 1:
+        mixed = (M.to(own.dtype) * own.unsqueeze(-2)).sum(-1)
+    elif M.ndim == 2 or own.ndim == 3:
         mixed = own @ M.to(own.dtype).mT
     else:
         mixed = (own.reshape(own.shape[0], -1, r2) @ M.to(own.dtype).mT).reshape(own.shape)
