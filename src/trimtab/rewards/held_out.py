@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError
-from trimtab.models import Base, load_base
+from trimtab.models import Base
 from trimtab.preferences.records import Comparison
 from trimtab.rewards.artifact import load_guide_model, read_manifest
-from trimtab.rewards.encoding import PairEncoder, PreparedPairs, choose_objective, prepare_pairs
+from trimtab.rewards.encoding import PreparedPairs, choose_objective, prepare_pairs
 from trimtab.rewards.manifest import GuideManifest
+from trimtab.rewards.margins import base_of, encoder_of
 from trimtab.rewards.ranking import RankReport, rank
-
-_MAX_LENGTH, _MAX_PROMPT_LENGTH = 1024, 512
 
 
 def rank_guide(
@@ -46,18 +45,8 @@ def rank_guide(
     """
     manifest = read_manifest(guide)
     wanted = choose_objective(comparisons, _objective(comparisons, manifest, objective), source=source)
-    if base is None:
-        base = load_base(manifest.base.id, revision=manifest.base.revision)
-    elif isinstance(base, str):
-        base = load_base(base)
-    max_length = min(int(manifest.training.get("max_length", _MAX_LENGTH)), base.context_length)
-    longest_prompt = int(manifest.training.get("max_prompt_length", _MAX_PROMPT_LENGTH))
-    encoder = PairEncoder(
-        base.tokenizer,
-        chat_template=manifest.chat_template,
-        max_length=max_length,
-        max_prompt_length=min(longest_prompt, max_length - 1),
-    )
+    base = base_of(manifest, base)
+    encoder, max_length = encoder_of(manifest, base)
     prepared = prepare_pairs(comparisons, wanted, encoder)
     if not prepared.pairs:
         raise DataError(f"No pair of {source} is left to rank: {prepared.summary}.")
