@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import tiny_guides
+from engine.blends import save_conditioned
 from trimtab.cli.demo import load_sample
+from trimtab.models import load_base
 from trimtab.preferences import write_comparisons
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +28,7 @@ def test_the_python_of_a_page_runs(
     if page != "docs/training.md":
         for seed, name in enumerate(("polite", "harmless")):
             tiny_guides.save_lora_guide(tmp_path / "runs" / name, llama_folder, objective=name, seed=seed)
+        save_conditioned(load_base(str(llama_folder), dtype="float32"), tmp_path / "runs" / "uniarm", "moslora-text")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
     code = "\n".join(blocks).replace('"smollm2"', repr(str(llama_folder)))

@@ -7,10 +7,12 @@ import io
 import pytest
 
 import tiny_guides
+from engine.blends import save_conditioned
 from trimtab.cli.chat import ChatSession
 from trimtab.cli.main import main
 from trimtab.decoding.config import Sampling
 from trimtab.engine import Guidance, load
+from trimtab.models import load_base
 
 GREEDY = Sampling(temperature=0, max_tokens=6)
 
@@ -54,6 +56,24 @@ def test_the_conversation_grows_and_strength_changes_it(engine):
     assert talk.told == ["Steering: manners=-1 (strength -2)."]
     talk.say("/reset")
     assert talk.session.turns == turns[:1]
+
+
+def test_a_preference_changes_while_talking(llama_folder, tmp_path):
+    save_conditioned(load_base(str(llama_folder), dtype="float32"), tmp_path / "uni", "moslora-text")
+    engine = load(llama_folder, [tmp_path / "uni"], dtype="float32")
+    talk = Talk(engine)
+    turns = [{"role": "user", "content": "hi"}]
+    assert talk.say("hi") == _answer(engine, turns, None)
+    talk.say("/weights helpful=0.7,harmless=0.3")
+    assert talk.told == ["Steering: uni=1 (helpful 0.7, harmless 0.3) (strength 1)."]
+    talk.say("/weights uni=1,helpful=1")
+    assert "same guide" in talk.told[0]
+    talk.say("/reset")
+    assert talk.say("hi") == _answer(engine, turns, {"helpful": 0.7, "harmless": 0.3})
+    talk.say("/weights concise=2")
+    assert talk.told == ["Steering: uni=2 (concise 1) (strength 1)."]
+    talk.say("/strength 0")
+    assert talk.told == ["Steering: uni=0 (strength 0)."]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import re
 import pytest
 
 import tiny_guides
+from engine.blends import save_conditioned
 from trimtab.cli.main import main
 from trimtab.cli.steering import parse_weights
 from trimtab.engine import load
 from trimtab.errors import GuidanceError
+from trimtab.models import load_base
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,24 @@ def test_one_prompt_prints_its_answer_alone(capsys, llama_folder, guide):
     assert (code, out) == (0, expected[0].text + "\n")
     _, out, _ = _run(capsys, *options, "--prompt", "hi", "--raw", "--json")
     assert json.loads(out)["response"] == engine.generate("hi", temperature=0, max_tokens=5)[0].text
+
+
+@pytest.mark.parametrize("method", ["moslora-text", "pblora"])
+def test_one_guide_for_several_objectives(capsys, llama_folder, tmp_path, method):
+    save_conditioned(load_base(str(llama_folder), dtype="float32"), tmp_path / "uni", method)
+    options = ["--base", llama_folder, "--guide", tmp_path / "uni", "--dtype", "float32", "--max-tokens", 5, "--raw"]
+    asked = ["--temperature", 0, "--prompt", "hi", "--weights", "helpful=1.4,harmless=0.6", "--strength", 0.5]
+    code, out, err = _run(capsys, *options, *asked, "--json")
+    answer = json.loads(out)
+    expected = load(llama_folder, [tmp_path / "uni"], dtype="float32").generate(
+        "hi", guidance={"helpful": 0.7, "harmless": 0.3}, temperature=0, max_tokens=5
+    )[0]
+    assert (code, answer["response"], answer["weights"]) == (0, expected.text, {"uni": 1.0})
+    assert answer["preferences"]["uni"] == pytest.approx({"helpful": 0.7, "harmless": 0.3, "concise": 0.0})
+    assert "Steering: uni=1 (helpful 0.7, harmless 0.3)." in err
+    code, out, err = _run(capsys, *options, "--prompt", "hi", "--weights", "helpful=1,harmless=-1")
+    assert (code, out) == (1, "")
+    assert re.search(r"Error: The weight of 'harmless' is -1, but .*\n$", err)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -165,6 +165,8 @@ def test_one_guide_alone_is_that_guide_among_others_at_zero(world):
     alone = load(world.base, [world.folders["b"]])
     got = world.engine.generate(PROMPTS, guidance={"a": 0, "b": 1.5}, temperature=0, max_tokens=8)
     assert _ids(alone.generate(PROMPTS, guidance=1.5, temperature=0, max_tokens=8)) == _ids(got)
+    one_hot = world.engine.generate(PROMPTS, guidance={"objective-b": 1.5}, temperature=0, max_tokens=8)
+    assert _ids(one_hot) == _ids(got)
 
 
 def test_permuting_guides_with_their_weights_changes_nothing(world):

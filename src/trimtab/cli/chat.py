@@ -14,7 +14,7 @@ from trimtab.cli.console import note, write
 from trimtab.cli.options import command_from, resolve_config
 from trimtab.cli.steering import (
     SteeringOptions,
-    describe_weights,
+    describe,
     guidance_of,
     load_engine,
     parse_weights,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 /strength X      multiply every weight by X (0: the plain base)
-/weights N=W,…   set weights of guides or objectives
+/weights N=W,…   set the weights of objectives or guides; those not named are 0
 /plain           show what the plain base answers to your last message
 /reset           forget the conversation
 /help            show this
@@ -91,17 +91,12 @@ class ChatSession:
         self.steering()  # unknown names are refused before the first message
 
     def steering(self) -> str:
-        """Return the weights in force, strength included, as text.
+        """Return what is in force, strength included, as text.
 
         Raises:
             GuidanceError: a weight names no guide.
         """
-        from trimtab.engine.guidance import resolve_weights
-
-        guides = list(self._engine.guides.values())
-        weights = resolve_weights(self._guidance, guides)
-        shown = describe_weights({guide.name: w for guide, w in zip(guides, weights, strict=True)})
-        return f"{shown} (strength {self._guidance.strength:g})"
+        return f"{describe(self._engine, self._guidance)} (strength {self._guidance.strength:g})"
 
     def handle(self, line: str) -> bool:
         """Answer a message or obey a command; return whether to go on."""
@@ -149,7 +144,7 @@ class ChatSession:
 
     def _set_weights(self, argument: str) -> None:
         if argument:
-            self._change({"weights": {**self._guidance.weights, **parse_weights(argument)}})
+            self._change({"weights": parse_weights(argument)})
         self._tell(f"Steering: {self.steering()}.")
 
     def _change(self, values: dict[str, Any]) -> None:

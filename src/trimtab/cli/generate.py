@@ -16,7 +16,7 @@ from trimtab.cli.console import note, print_json, progress_console, write
 from trimtab.cli.options import command_from, resolve_config
 from trimtab.cli.output import check_writable, write_whole
 from trimtab.cli.prompts import PromptRow, as_prompt, read_prompts
-from trimtab.cli.steering import SteeringOptions, guidance_of, load_engine, sampling_of
+from trimtab.cli.steering import SteeringOptions, describe, guidance_of, load_engine, sampling_of
 from trimtab.decoding.config import Sampling
 from trimtab.errors import ConfigError
 
@@ -54,7 +54,7 @@ def run(given: dict[str, Any], as_json: bool, config: Path | None) -> None:
     """Answer prompts with a base model steered by guides.
 
     One prompt (--prompt) or a file of them (--input). Answers go to stdout, or to --output as JSON lines with the
-    prompt's id and the weights, seed and sampling that were applied.
+    prompt's id and the weights, preferences, seed and sampling that were applied.
     """
     options = resolve_config(GenerateOptions, given, config)
     # Everything that can be wrong is looked at before a model is loaded.
@@ -63,6 +63,8 @@ def run(given: dict[str, Any], as_json: bool, config: Path | None) -> None:
     if options.output is not None:
         check_writable(options.output)
     engine = load_engine(options)
+    if engine.guides:
+        note(f"Steering: {describe(engine, guidance)}.")
     answers = _generate(engine, rows, guidance, options)
     results = [_result(rows[answer.prompt_index], answer, options) for answer in answers]
     if options.output is not None:
@@ -115,6 +117,7 @@ def _result(row: PromptRow, answer: Generation, options: GenerateOptions) -> dic
         "tokens": len(answer.token_ids),
         "base": options.base,
         "weights": dict(answer.weights),
+        "preferences": dict(answer.preferences),
         "strength": options.strength,
         "sampling": {**sampling, "seed": answer.seed},
     }

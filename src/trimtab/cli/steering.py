@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,8 @@ from trimtab.errors import GuidanceError
 if TYPE_CHECKING:
     from trimtab.decoding.config import Sampling
     from trimtab.engine import Engine, Guidance
+    from trimtab.engine.guidance import Pull
+    from trimtab.engine.guides import Guide
 
 
 class SteeringOptions(BaseModel):
@@ -23,7 +25,7 @@ class SteeringOptions(BaseModel):
     base: str = Field("smollm2", description="The model to steer: 'smollm2', a folder or a hub id.")
     guide: list[str] = Field(default_factory=list, description="Guide folder (repeatable). None: the plain base.")
     weights: str | None = Field(
-        None, description="NAME=W,… for guides or objectives; one not named keeps its recommended weight."
+        None, description="NAME=W,… for objectives, guides or GUIDE/OBJECTIVE; what is not named has weight 0."
     )
     strength: float = Field(1.0, description="Multiplies every weight; 0 is the base, exactly.")
     guide_base: dict[str, str] = Field(
@@ -93,6 +95,19 @@ def load_engine(options: SteeringOptions) -> Engine:
     return engine
 
 
-def describe_weights(weights: Any) -> str:
-    """Return weights as ``name=w, name=w``."""
-    return ", ".join(f"{name}={w:g}" for name, w in dict(weights).items()) or "no guide"
+def describe(engine: Engine, guidance: Guidance) -> str:
+    """Return what is applied, strength included, as ``name=w, name=w (objective 0.7, objective 0.3)``.
+
+    Raises:
+        GuidanceError: a weight names no guide.
+    """
+    from trimtab.engine.guidance import resolve
+
+    guides = list(engine.guides.values())
+    pulls = resolve(guidance, guides)
+    return ", ".join(_shown(guide, pull) for guide, pull in zip(guides, pulls, strict=True)) or "no guide"
+
+
+def _shown(guide: Guide, pull: Pull) -> str:
+    mixture = ", ".join(f"{name} {share:.3g}" for name, share in guide.preference(pull).items() if share)
+    return f"{guide.name}={pull.weight:g}" + (f" ({mixture})" if mixture and pull.weight else "")

@@ -2,7 +2,8 @@
 
 Inside a linear layer all rows get ``y = W x``; the rows of a guide get ``y += (α/r) · B (A x)`` on top, on their
 slice of the batch only. Nothing is merged and no weight changes: the layers get a forward hook, and
-:meth:`RowAdapters.remove` takes the hooks off again.
+:meth:`RowAdapters.remove` takes the hooks off again. The adapters whose rows have a preference each are in
+:mod:`trimtab.engine.conditioned`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ class Delta:
     b_t: Tensor
     bias: Tensor | None
 
+    def hidden(self, x: Tensor, conditions: Any) -> Tensor:
+        """Return x Aᵀ, (N, T, R), of N rows; ``conditions`` are for adapters that have some."""
+        return x @ self.a_t
+
 
 class NotSliceableError(Exception):
     """The adapter cannot run as a row delta; its message says why. Loading then takes the generic path."""
@@ -74,11 +79,58 @@ class NotSliceableError(Exception):
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Rows ``start`` to ``stop`` of a batch use the adapter in ``slot``."""
+    """Rows ``start`` to ``stop`` of a batch use the adapter in ``slot``.
+
+    ``conditions`` are those of these rows (:class:`trimtab.engine.conditioned.RowConditions`), for an adapter that is
+    conditioned on a preference.
+    """
 
     slot: int
     start: int
     stop: int
+    conditions: Any = None
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer that an adapter adds to: its weight and its sizes, however the weight is stored."""
+
+    name: str
+    weight: Tensor
+    d_in: int
+    d_out: int
+
+    def check(self, a: Tensor, b: Tensor) -> None:
+        """Refuse factors of another size; ``a`` is (R, D_in), ``b`` (D_out, R).
+
+        Raises:
+            NotSliceableError: names the layer.
+        """
+        rank = a.shape[0]
+        if a.shape != (rank, self.d_in) or b.shape != (self.d_out, rank):
+            shapes = f"{tuple(b.shape)}·{tuple(a.shape)} for {self.d_out}×{self.d_in}"
+            raise NotSliceableError(f"layer {self.name!r} has factors {shapes}")
+
+
+def linear_layer(name: str, model: nn.Module) -> LinearLayer:
+    """Return a layer of the backbone.
+
+    Raises:
+        NotSliceableError: there is none of that name, or it is no plain linear layer.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        layer: Any = model.get_submodule(name)
+    except AttributeError as error:
+        raise NotSliceableError(f"the backbone has no layer {name!r}") from error
+    if isinstance(layer, Conv1D):
+        d_in, d_out = layer.weight.shape
+    elif type(layer) is nn.Linear:
+        d_out, d_in = layer.weight.shape
+    else:
+        raise NotSliceableError(f"layer {name!r} is a {type(layer).__name__}")
+    return LinearLayer(name, layer.weight, d_in, d_out)
 
 
 def read_deltas(config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Delta]:
@@ -117,24 +169,12 @@ def _check_config(config: Any) -> None:
 
 
 def _delta(name: str, parts: Mapping[str, Tensor], config: Any, model: nn.Module) -> Delta:
-    from transformers.pytorch_utils import Conv1D
-
     if not {"A.weight", "B.weight"} <= set(parts) or "A.bias" in parts:
         raise NotSliceableError(f"layer {name!r} has {', '.join(sorted(parts))}")
-    try:
-        layer: Any = model.get_submodule(name)
-    except AttributeError as error:
-        raise NotSliceableError(f"the backbone has no layer {name!r}") from error
-    if isinstance(layer, Conv1D):
-        d_in, d_out = layer.weight.shape
-    elif type(layer) is nn.Linear:
-        d_out, d_in = layer.weight.shape
-    else:
-        raise NotSliceableError(f"layer {name!r} is a {type(layer).__name__}")
+    layer = linear_layer(name, model)
     a, b = parts["A.weight"].float(), parts["B.weight"].float()
+    layer.check(a, b)
     rank = a.shape[0]
-    if a.shape != (rank, d_in) or b.shape != (d_out, rank):
-        raise NotSliceableError(f"layer {name!r} has factors {tuple(b.shape)}·{tuple(a.shape)} for {d_out}×{d_in}")
     alpha = config.lora_alpha
     for key, value in config.alpha_pattern.items():
         if re.match(rf"(.*\.)?({key})$", name):  # PEFT's own rule: the first pattern that matches
@@ -198,9 +238,9 @@ class RowAdapters:
                 delta = deltas.get(piece.slot)
                 if delta is None:
                     continue
-                x = inputs[0][piece.start : piece.stop].flatten(0, 1)
+                hidden = delta.hidden(inputs[0][piece.start : piece.stop], piece.conditions)
                 y = output[piece.start : piece.stop].view(-1, output.shape[-1])  # a view: y is changed in place
-                y.addmm_(x @ delta.a_t, delta.b_t)
+                y.addmm_(hidden.flatten(0, 1), delta.b_t)
                 if delta.bias is not None:
                     y.add_(delta.bias)
 

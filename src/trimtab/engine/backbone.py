@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.engine.adapters import RowAdapters, RowSlice
+from trimtab.engine.conditioned import RowConditions
 from trimtab.models.loading import context_length
 
 
@@ -97,17 +99,41 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     return ids, (columns >= (width - lengths).unsqueeze(1)).long(), positions
 
 
+@dataclass(frozen=True)
+class StreamRows:
+    """The rows of one stream: those of the base, or those of one guide.
+
+    Attributes:
+        number: the stream's.
+        slot: its adapter, ``None`` for the bare weights.
+        owners: the numbers of the answers its rows belong to, in order.
+        conditions: of its rows, where the adapter is conditioned on a preference.
+    """
+
+    number: int
+    slot: int | None
+    owners: Sequence[int]
+    conditions: RowConditions | None = None
+
+    def select(self, owners: Sequence[int]) -> tuple[StreamRows, list[int]]:
+        """Return the stream in which new answer i continues old answer ``owners[i]``, and its rows' old places."""
+        place = {owner: i for i, owner in enumerate(self.owners)}
+        kept = [(new, place[owner]) for new, owner in enumerate(owners) if owner in place]
+        rows = [row for _, row in kept]
+        conditions = self.conditions.select(rows) if self.conditions and rows else None
+        return StreamRows(self.number, self.slot, [new for new, _ in kept], conditions), rows
+
+
 class Rows:
     """Rows of one backbone being decoded: stream by stream, each stream's rows a contiguous slice.
 
     Attributes:
-        streams: for each stream its adapter slot (``None`` for the bare weights) and the row owners, the numbers of
-            the answers its rows belong to, in order.
+        streams: the streams in the order of their rows.
     """
 
-    def __init__(self, backbone: Backbone, streams: Sequence[tuple[int | None, Sequence[int]]]) -> None:
+    def __init__(self, backbone: Backbone, streams: Sequence[StreamRows]) -> None:
         self.backbone = backbone
-        self.streams: list[tuple[int | None, list[int]]] = [(slot, list(owners)) for slot, owners in streams]
+        self.streams = list(streams)
         self._cache: Any = None
         self._mask: Tensor | None = None  # (R, S)
         self._next: Tensor = torch.empty(0, dtype=torch.long)  # (R,) position of each row's next token
@@ -135,12 +161,10 @@ class Rows:
         """Keep, drop or clone rows: new answer i continues from what was answer ``owners[i]``."""
         index: list[int] = []
         start = 0
-        for s, (slot, old) in enumerate(self.streams):
-            place = {owner: start + i for i, owner in enumerate(old)}
-            start += len(old)
-            kept = [(new, place[owner]) for new, owner in enumerate(owners) if owner in place]
-            index.extend(row for _, row in kept)
-            self.streams[s] = (slot, [new for new, _ in kept])
+        for s, stream in enumerate(self.streams):
+            self.streams[s], rows = stream.select(owners)
+            index.extend(start + row for row in rows)
+            start += len(stream.owners)
         chosen = torch.tensor(index, dtype=torch.long, device=self.backbone.device)
         with torch.inference_mode():
             self._cache.batch_select_indices(chosen)
@@ -150,10 +174,10 @@ class Rows:
     def _slices(self) -> list[RowSlice]:
         slices: list[RowSlice] = []
         start = 0
-        for slot, owners in self.streams:
-            stop = start + len(owners)
-            if slot is not None and owners:
-                slices.append(RowSlice(slot, start, stop))
+        for stream in self.streams:
+            stop = start + len(stream.owners)
+            if stream.slot is not None and stream.owners:
+                slices.append(RowSlice(stream.slot, start, stop, stream.conditions))
             start = stop
         return slices
 
@@ -161,4 +185,4 @@ class Rows:
         logits = self.backbone.forward(
             ids, slices=self._slices(), mask=self._mask, positions=positions, cache=self._cache
         )
-        return list(logits[:, -1].split([len(owners) for _, owners in self.streams]))
+        return list(logits[:, -1].split([len(stream.owners) for stream in self.streams]))

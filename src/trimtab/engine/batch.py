@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ from trimtab.decoding.config import Sampling
 from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.decoding.sampling import choose
 from trimtab.decoding.stops import TextAssembler
-from trimtab.engine.backbone import Backbone, Rows
+from trimtab.engine.backbone import Backbone, Rows, StreamRows
+from trimtab.engine.conditioned import RowConditions
+from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
 from trimtab.engine.results import FinishReason, Generation
 from trimtab.errors import NumericalError, PromptTooLongError
@@ -59,14 +61,14 @@ class Answer:
 
     Attributes:
         prompts: stream → prompt ids as that stream reads them; ``None`` for a guide that has no row here.
-        weights: w of each guide, strength included.
+        pulls: what is asked of each guide.
         limit: most tokens, by ``max_tokens`` and by the context.
     """
 
     prompt_index: int
     sample_index: int
     prompts: list[list[int] | None]
-    weights: tuple[float, ...]
+    pulls: tuple[Pull, ...]
     sampling: Sampling
     limit: int
     seed: int | None
@@ -87,15 +89,24 @@ class Answer:
             sample_index=self.sample_index,
             prompt_tokens=len(self.prompts[BASE] or ()),
             seed=self.seed,
-            weights={guide.name: w for guide, w in zip(guides, self.weights, strict=True)},
+            **applied(guides, self.pulls),
         )
+
+
+def applied(guides: Sequence[Guide], pulls: Sequence[Pull]) -> dict[str, Any]:
+    """Return what results say of guidance: ``weights`` by guide, and ``preferences`` of guides that take one."""
+    named = {guide.name: (guide, pull) for guide, pull in zip(guides, pulls, strict=True)}
+    return {
+        "weights": {name: pull.weight for name, (_, pull) in named.items()},
+        "preferences": {name: guide.preference(pull) for name, (guide, pull) in named.items() if guide.conditioned},
+    }
 
 
 def new_answer(
     core: Core,
     *,
     prompts: list[list[int] | None],
-    weights: tuple[float, ...],
+    pulls: tuple[Pull, ...],
     sampling: Sampling,
     seed: int,
     prompt_index: int,
@@ -106,7 +117,7 @@ def new_answer(
         prompt_index=prompt_index,
         sample_index=sample_index,
         prompts=prompts,
-        weights=weights,
+        pulls=pulls,
         sampling=sampling,
         limit=min(sampling.max_tokens, core.room(prompts)),
         seed=None if sampling.is_greedy else seed,
@@ -131,9 +142,10 @@ class Batch:
         """Read the prompts: one row for each group, whose answers share prompts and guides, then cloned."""
         self.core = core
         self.active: list[Answer] = [group[0] for group in groups]
-        self._lanes: list[tuple[list[int], Rows]] = []
-        self._logits: dict[int, tuple[Tensor, list[int]]] | None = None
-        self._prefill()
+        self._lanes: dict[int, Rows] = {}  # backbone → its rows
+        self._logits: dict[int, tuple[Tensor, Sequence[int]]] = {}  # stream → scores not yet drawn from, owners
+        self._is_current = False
+        self._read()
         if any(len(group) > 1 for group in groups):
             self.active = [answer for group in groups for answer in group]
             self._select([g for g, group in enumerate(groups) for _ in group])
@@ -141,13 +153,14 @@ class Batch:
     @property
     def streams(self) -> list[int]:
         """The streams that have rows: 0 for the base, j + 1 for guide j."""
-        return sorted(stream for streams, _ in self._lanes for stream in streams)
+        return sorted(stream.number for rows in self._lanes.values() for stream in rows.streams)
 
     def advance(self) -> list[tuple[Answer, str]]:
         """Write one token of every active answer; return each with the text it gained."""
-        logits = self._logits or self._step()
-        self._logits = None
-        tokens = self._choose(self._combined(logits))
+        self._read()
+        self._step()
+        tokens = self._choose(self._combined(self._logits))
+        self._logits = {}
         gained = [(answer, self._take(answer, token)) for answer, token in zip(self.active, tokens, strict=True)]
         going = [i for i, answer in enumerate(self.active) if answer.finish_reason is None]
         if len(going) < len(self.active):
@@ -157,54 +170,71 @@ class Batch:
         return gained
 
     def refresh(self) -> None:
-        """Read prompts and answers so far again, as needed when a guide joins answers already begun."""
-        self._prefill()
+        """Note that pulls or prompts of answers have changed, which may need rows that are read from the start."""
+        self._is_current = False
 
-    def _prefill(self) -> None:
-        self._lanes, self._logits = [], {}
+    def _read(self) -> None:
+        """Read prompts and answers so far on every backbone whose rows are not those that the answers now need.
+
+        A guide that joins has read nothing yet; and what a guide has cached of the text was read at the preference it
+        then had, so at another one it reads the text again.
+        """
+        if self._is_current:
+            return
         for number, backbone in enumerate(self.core.backbones):
-            streams = self._streams_on(number)
-            owners = {s: [i for i, answer in enumerate(self.active) if answer.prompts[s] is not None] for s in streams}
-            streams = [s for s in streams if owners[s]]
-            if not streams:
+            streams = [stream for s in self._streams_on(number) if (stream := self._stream(s)).owners]
+            if not streams or (number in self._lanes and self._are_right(self._lanes[number], streams)):
                 continue
-            rows = Rows(backbone, [(self._slot(s), owners[s]) for s in streams])
-            self._lanes.append((streams, rows))
-            self._keep(streams, rows, rows.prefill([self._history(s, i) for s in streams for i in owners[s]]))
+            rows = self._lanes[number] = Rows(backbone, streams)
+            self._keep(rows, rows.prefill([self._history(s.number, i) for s in streams for i in s.owners]))
+        self._is_current = True
 
-    def _step(self) -> dict[int, tuple[Tensor, list[int]]]:
-        self._logits = {}
-        for streams, rows in self._lanes:
-            last = [
-                self._own_id(s, self.active[owner].tokens[-1])
-                for s, (_, owners) in zip(streams, rows.streams, strict=True)
-                for owner in owners
-            ]
+    def _stream(self, s: int) -> StreamRows:
+        owners = [i for i, answer in enumerate(self.active) if answer.prompts[s] is not None]
+        if not s:
+            return StreamRows(BASE, None, owners)
+        guide = self.core.guides[s - 1]
+        made = [guide.conditions(self.active[i].pulls[s - 1]) for i in owners]
+        return StreamRows(s, guide.slot, owners, RowConditions.of(made))
+
+    def _are_right(self, rows: Rows, wanted: Sequence[StreamRows]) -> bool:
+        there = [stream for stream in rows.streams if stream.owners]
+        same_rows = [(s.number, s.owners) for s in there] == [(s.number, s.owners) for s in wanted]
+        return same_rows and all(self._follows(s, w) for s, w in zip(there, wanted, strict=True))
+
+    def _follows(self, stream: StreamRows, wanted: StreamRows) -> bool:
+        """Return whether rows were read at the wanted preferences. A row of weight 0 is not heard, so any will do."""
+        if stream.conditions is None or wanted.conditions is None:
+            return True
+        weights = [self.active[owner].pulls[stream.number - 1].weight for owner in stream.owners]
+        rows = zip(weights, stream.conditions.rows, wanted.conditions.rows, strict=True)
+        return all(weight == 0 or torch.equal(found, asked) for weight, found, asked in rows)
+
+    def _step(self) -> None:
+        for rows in self._lanes.values():
+            if rows.streams[0].number in self._logits:
+                continue  # has just been read
+            last = [self._own_id(s.number, self.active[owner].tokens[-1]) for s in rows.streams for owner in s.owners]
             if last:
-                self._keep(streams, rows, rows.step(last))
-        return self._logits
+                self._keep(rows, rows.step(last))
 
-    def _keep(self, streams: Sequence[int], rows: Rows, logits: Sequence[Tensor]) -> None:
-        if self._logits is not None:
-            for stream, scores, (_, owners) in zip(streams, logits, rows.streams, strict=True):
-                self._logits[stream] = (scores, list(owners))
+    def _keep(self, rows: Rows, logits: Sequence[Tensor]) -> None:
+        self._logits.update({s.number: (scores, s.owners) for s, scores in zip(rows.streams, logits, strict=True)})
 
     def _select(self, owners: list[int]) -> None:
         """Row bookkeeping after answers were dropped or cloned: new answer i continues old answer ``owners[i]``."""
-        if self._logits is not None:
-            for stream, (scores, old) in self._logits.items():
-                place = {owner: i for i, owner in enumerate(old)}
-                kept = [(new, place[owner]) for new, owner in enumerate(owners) if owner in place]
-                index = torch.tensor([i for _, i in kept], device=scores.device)
-                self._logits[stream] = (scores[index], [new for new, _ in kept])
-        lanes: list[tuple[list[int], Rows]] = []
-        for streams, rows in self._lanes:
-            if any(owner in old for _, old in rows.streams for owner in owners):
+        for stream, (scores, old) in self._logits.items():
+            place = {owner: i for i, owner in enumerate(old)}
+            kept = [(new, place[owner]) for new, owner in enumerate(owners) if owner in place]
+            index = torch.tensor([i for _, i in kept], device=scores.device)
+            self._logits[stream] = (scores[index], [new for new, _ in kept])
+        for number, rows in list(self._lanes.items()):
+            if any(owner in stream.owners for stream in rows.streams for owner in owners):
                 rows.select(owners)
-                lanes.append((streams, rows))
-        self._lanes = lanes
+            else:
+                del self._lanes[number]
 
-    def _combined(self, logits: dict[int, tuple[Tensor, list[int]]]) -> Tensor:
+    def _combined(self, logits: Mapping[int, tuple[Tensor, Sequence[int]]]) -> Tensor:
         base = logits[BASE][0]
         scores: list[Tensor] = []
         weights: list[Tensor] = []
@@ -212,7 +242,7 @@ class Batch:
         for stream, (raw, owners) in sorted(logits.items()):
             if stream == BASE or not owners:
                 continue
-            w = [self.active[owner].weights[stream - 1] for owner in owners]
+            w = [self.active[owner].pulls[stream - 1].weight for owner in owners]
             if any(w):
                 scores.append(self.core.guides[stream - 1].vocabulary.gather(raw).to(base.device))
                 weights.append(torch.tensor(w, device=base.device))
@@ -224,7 +254,7 @@ class Batch:
             raise NumericalError(f"{error} {self._blame(logits)}") from error
         return z
 
-    def _blame(self, logits: dict[int, tuple[Tensor, list[int]]]) -> str:
+    def _blame(self, logits: Mapping[int, tuple[Tensor, Sequence[int]]]) -> str:
         for stream, (raw, _) in sorted(logits.items()):
             if bool(torch.isnan(raw).any()):
                 who = f"guide {self.core.guides[stream - 1].name!r}" if stream else f"base {self.core.base.id!r}"
@@ -266,9 +296,6 @@ class Batch:
         """Return the streams of a backbone, the base's first: its rows are then a slice without adapter."""
         guides = [j + 1 for j, guide in enumerate(self.core.guides) if guide.backbone == number]
         return [BASE, *guides] if number == 0 else guides
-
-    def _slot(self, stream: int) -> int | None:
-        return self.core.guides[stream - 1].slot if stream else None
 
     def _own_id(self, stream: int, token: int) -> int:
         return self.core.guides[stream - 1].own_id(token) if stream else token

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 
 from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.engine.batch import Answer, Batch, Core, new_answer
-from trimtab.engine.guidance import GuidanceLike, resolve_weights
+from trimtab.engine.guidance import GuidanceLike, Pull, resolve
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
 from trimtab.engine.results import Generation, Score
 from trimtab.engine.scoring import score_answer
@@ -101,8 +101,8 @@ class Engine:
 
         Args:
             prompts: one prompt, plain text or chat turns, or a list of prompts.
-            guidance: ``None`` for each guide's recommended weight, a strength, weights by guide or objective name,
-                or a :class:`Guidance`; or a list with one of these for each prompt.
+            guidance: ``None`` for each guide's recommended weight, a strength, weights by objective or guide (what
+                they do not name has weight 0), or a :class:`Guidance`; or a list with one of these for each prompt.
             sampling: a :class:`Sampling` or a mapping with its fields; or a list with one for each prompt.
             max_batch_size: most answers written at a time; more are done in turns.
             progress: called with (answers done, answers in all) whenever an answer is finished.
@@ -124,7 +124,7 @@ class Engine:
         guidances = _one_each(guidance, len(texts), "guidance")
         samplings = [make_sampling(s, **options) for s in _one_each(sampling, len(texts), "sampling")]
         groups = [
-            self._answers(i, text, resolve_weights(g, self._core.guides), s)
+            self._answers(i, text, resolve(g, self._core.guides), s)
             for i, (text, g, s) in enumerate(zip(texts, guidances, samplings, strict=True))
         ]
         total = sum(len(group) for group in groups)
@@ -156,8 +156,8 @@ class Engine:
         chosen = make_sampling(sampling, **options)
         if chosen.n != 1:
             raise ConfigError(f"A stream writes one answer, but n is {chosen.n}: use generate for several.")
-        weights = resolve_weights(guidance, self._core.guides)
-        return Stream(self._core, prompt, self._answers(0, prompt, weights, chosen)[0])
+        pulls = resolve(guidance, self._core.guides)
+        return Stream(self._core, prompt, self._answers(0, prompt, pulls, chosen)[0])
 
     def score(
         self,
@@ -166,14 +166,17 @@ class Engine:
         *,
         guidance: GuidanceLike = None,
         include_eos: bool = True,
+        by_objective: bool = False,
     ) -> Score:
         """Score a given answer, token by token, by the base, by every guide and by their combination.
 
         Args:
             prompt: plain text or chat turns.
             response: the answer as text or turns, or its token ids (then nothing is added to them).
-            guidance: as in :meth:`generate`; it matters for contributions and combination only.
+            guidance: as in :meth:`generate`; it matters for contributions and combination, and a guide that takes a
+                preference scores at the one that is asked for (at its default one where it has weight 0).
             include_eos: whether a text's end-of-answer token is scored too, as it is in training.
+            by_objective: whether each guide also scores at each of its objectives alone, in rows of the same forward.
 
         Raises:
             DataError: the answer is empty; else as :meth:`generate`.
@@ -187,7 +190,8 @@ class Engine:
             ids = encode_response(tokenizer, text, leading_space=needs_leading_space(tokenizer, prompt))
             ids += [end_of_response_id(tokenizer, prompt)] if include_eos else []
         prompts = encode_streams(self._core, prompt, [True] * len(self._core.guides))
-        return score_answer(self._core, prompts, ids, resolve_weights(guidance, self._core.guides))
+        pulls = resolve(guidance, self._core.guides)
+        return score_answer(self._core, prompts, ids, pulls, by_objective=by_objective)
 
     def close(self) -> None:
         """Take the guides' hooks off the base, which is then as it was loaded. The engine cannot be used after."""
@@ -207,14 +211,14 @@ class Engine:
         if self._closed:
             raise ConfigError("This engine is closed: load another.")
 
-    def _answers(self, i: int, prompt: Text, weights: tuple[float, ...], sampling: Sampling) -> list[Answer]:
-        prompts = encode_streams(self._core, prompt, [w != 0 for w in weights])
+    def _answers(self, i: int, prompt: Text, pulls: tuple[Pull, ...], sampling: Sampling) -> list[Answer]:
+        prompts = encode_streams(self._core, prompt, [pull.weight != 0 for pull in pulls])
         seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
         return [
             new_answer(
                 self._core,
                 prompts=prompts,
-                weights=weights,
+                pulls=pulls,
                 sampling=sampling,
                 seed=(seed + i * sampling.n + k) % 2**63,
                 prompt_index=i,
@@ -255,25 +259,26 @@ class Stream(Iterator[str]):
         return list(self._answer.tokens)
 
     def set_guidance(self, guidance: GuidanceLike) -> None:
-        """Change weights and strength from the next token on, without reloading anything.
+        """Change weights, preferences and strength from the next token on, without reloading anything.
 
-        A guide that had no row so far (its weight was 0 from the start) reads prompt and answer once.
+        A guide that had no row so far (its weight was 0 from the start) reads prompt and answer once, and so does one
+        whose preference changes: what it has cached was read at the old one.
 
         Raises:
             GuidanceError: as in :meth:`Engine.generate`; the old guidance then stays.
         """
-        weights = resolve_weights(guidance, self._core.guides)
+        pulls = resolve(guidance, self._core.guides)
         answer = self._answer
-        joins = [w != 0 and answer.prompts[j + 1] is None for j, w in enumerate(weights)]
+        joins = [pull.weight != 0 and answer.prompts[j + 1] is None for j, pull in enumerate(pulls)]
         if any(joins):
             wanted = [has or joins[j] for j, has in enumerate(ids is not None for ids in answer.prompts[1:])]
             prompts = encode_streams(self._core, self._prompt, wanted)
             limit = min(answer.sampling.max_tokens, self._core.room(prompts))
             self._check_can_join(joins, limit)
             answer.prompts, answer.limit = prompts, limit
-            if self._batch is not None and self._batch.active:
-                self._batch.refresh()
-        answer.weights = weights
+        answer.pulls = pulls
+        if self._batch is not None:
+            self._batch.refresh()
 
     def _check_can_join(self, joins: Sequence[bool], limit: int) -> None:
         """Refuse before anything is changed, so that the answer can go on as it was."""

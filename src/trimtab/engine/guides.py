@@ -10,20 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from trimtab.engine.adapters import NotSliceableError, read_deltas
 from trimtab.engine.backbone import Backbone
+from trimtab.engine.conditioned import Conditioner, read_conditioned
+from trimtab.engine.guidance import Pull
 from trimtab.errors import GuidanceError, GuideError, ModelError, did_you_mean
 from trimtab.models import Base, Text, VocabularyMap, encode_prompt, load_base, reconcile
 from trimtab.rewards.artifact import (
     GuideManifest,
     check_base,
+    check_fits,
     check_folder,
+    check_objectives,
     check_weights,
     load_adapter_config,
     load_adapter_tensors,
     load_guide_model,
     read_manifest,
 )
+from trimtab.rewards.conditioned.tensors import make_tensors
 
 log = logging.getLogger("trimtab")
 
@@ -43,6 +50,7 @@ class Guide:
         slot: its adapter there, or ``None`` where the backbone's weights are the guide.
         tokenizer: the tokenizer of its prompts.
         vocabulary: how its scores reach the base's token ids.
+        conditioner: turns preferences into what its layers need; ``None`` for a guide that takes no preference.
     """
 
     name: str
@@ -52,6 +60,7 @@ class Guide:
     slot: int | None
     tokenizer: Any = dataclasses.field(repr=False)
     vocabulary: VocabularyMap = dataclasses.field(repr=False)
+    conditioner: Conditioner | None = dataclasses.field(default=None, repr=False)
 
     @property
     def objectives(self) -> Sequence[str]:
@@ -62,6 +71,21 @@ class Guide:
     def recommended_weight(self) -> float:
         """The weight it is used with unless the caller says otherwise."""
         return self.manifest.weight
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether it follows a preference over its objectives."""
+        return self.conditioner is not None
+
+    def conditions(self, pull: Pull) -> Tensor | None:
+        """Return what its layers need of a preference, for one row; ``None`` where there is none."""
+        if self.conditioner is None or pull.alpha is None:
+            return None
+        return self.conditioner(pull.alpha, pull.weight)
+
+    def preference(self, pull: Pull) -> dict[str, float]:
+        """Return a pull's preference as objective → α; empty where there is none."""
+        return dict(zip(self.objectives, pull.alpha, strict=True)) if pull.alpha is not None else {}
 
     def encode_prompt(self, prompt: Text) -> list[int]:
         """Return the prompt's ids as this guide reads it: its own chat template, its own tokenizer."""
@@ -139,18 +163,23 @@ class _Loader:
         check_weights(manifest, folder)
         if manifest.adapter == "full":
             return self._load_full(name, folder, manifest)
-        if manifest.adapter != "lora":
-            raise GuideError(
-                f"The guide {name!r} follows a preference over {', '.join(manifest.objective_names)}, which requests "
-                "cannot carry: write it at one preference with 'trimtab export' and load that folder."
-            )
         own = self._base_of(name, manifest, other_base)
         check_base(manifest, own, folder)
-        number, slot = self._place_adapter(folder, name, own)
-        return self._guide(name, folder, manifest, number, slot, own.tokenizer)
+        if manifest.adapter == "lora":
+            number, slot = self._place_adapter(folder, name, own)
+            return self._guide(name, folder, manifest, number, slot, own.tokenizer)
+        number, slot, conditioner = self._place_conditioned(folder, name, manifest, own)
+        return self._guide(name, folder, manifest, number, slot, own.tokenizer, conditioner)
 
     def _guide(
-        self, name: str, folder: Path, manifest: GuideManifest, number: int, slot: int | None, tokenizer: Any
+        self,
+        name: str,
+        folder: Path,
+        manifest: GuideManifest,
+        number: int,
+        slot: int | None,
+        tokenizer: Any,
+        conditioner: Conditioner | None = None,
     ) -> Guide:
         vocabulary = reconcile(
             self.base.tokenizer,
@@ -160,7 +189,7 @@ class _Loader:
             base_name=self.base.id,
             guide_name=name,
         )
-        return Guide(name, folder, manifest, number, slot, tokenizer, vocabulary)
+        return Guide(name, folder, manifest, number, slot, tokenizer, vocabulary, conditioner)
 
     def _load_full(self, name: str, folder: Path, manifest: GuideManifest) -> Guide:
         try:
@@ -204,6 +233,25 @@ class _Loader:
         model = adapted.get_base_model() if keep else adapted.merge_and_unload()
         model.eval().requires_grad_(False)
         return self._add(model), None
+
+    def _place_conditioned(
+        self, folder: Path, name: str, manifest: GuideManifest, own: Base
+    ) -> tuple[int, int, Conditioner]:
+        """Put a MoSLoRA or PBLoRA on the rows of its base's backbone."""
+        number = self._bases[own.fingerprint][0]
+        backbone = self.backbones[number]
+        config, tensors = load_adapter_config(folder), load_adapter_tensors(folder)
+        check_objectives(manifest, config, folder)
+        check_fits(tensors, backbone.model, folder, own.id)
+        try:
+            deltas, conditioner = read_conditioned(make_tensors(config, tensors), backbone.model)
+            return number, backbone.adapters.add(deltas), conditioner
+        except NotSliceableError as reason:
+            # Merged, it would have one preference for all rows; only slices give each row its own.
+            raise GuideError(
+                f"The guide {name!r} follows a preference in each request, which works on plain linear layers that see "
+                f"the batch row by row, but {reason}: write it at one preference with 'trimtab export' and load that."
+            ) from reason
 
     def _add(self, model: Any) -> int:
         self.backbones.append(Backbone(model))

@@ -23,6 +23,7 @@ class Generation:
         prompt_tokens: tokens of the base's prompt.
         seed: what its random numbers were drawn with; ``None`` if greedy.
         weights: weight of each guide as applied at the end of the answer, strength included.
+        preferences: for each guide that takes a preference, objective → α, likewise.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Generation:
     prompt_tokens: int
     seed: int | None
     weights: Mapping[str, float]
+    preferences: Mapping[str, Mapping[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -48,11 +50,14 @@ class Score:
         token_ids: the answer's T tokens, the end-of-answer token last unless left out.
         tokens: their texts.
         base: T log-probabilities log π_b(y_t | x, y_<t).
-        guides: guide name → T log-probabilities log π_r(y_t | x, y_<t): the reward of each token.
+        guides: guide name → T log-probabilities log π_r(y_t | x, y_<t): the reward of each token, at the guide's
+            preference where it takes one.
         contributions: guide name → T values w·log π_r(y_t | x, y_<t), what the guide adds to z' of that token.
         combined: T log-probabilities of the guided distribution.
         rewards: guide name → Σ_t log π_r(y_t | x, y_<t), the guide's reward of the whole answer.
         weights: guide name → w, strength included.
+        preferences: for each guide that takes a preference, objective → α.
+        objectives: guide name → objective → T log-probabilities of that guide at the one objective, if asked for.
     """
 
     token_ids: list[int]
@@ -63,6 +68,8 @@ class Score:
     combined: list[float]
     rewards: Mapping[str, float]
     weights: Mapping[str, float]
+    preferences: Mapping[str, Mapping[str, float]]
+    objectives: Mapping[str, Mapping[str, list[float]]]
 
     @property
     def base_log_prob(self) -> float:

@@ -10,13 +10,21 @@ from torch import Tensor
 from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.engine.adapters import RowSlice
 from trimtab.engine.backbone import pad_left
-from trimtab.engine.batch import BASE, Core
+from trimtab.engine.batch import BASE, Core, applied
+from trimtab.engine.conditioned import RowConditions
+from trimtab.engine.guidance import Pull
+from trimtab.engine.guides import Guide
 from trimtab.engine.results import Score
 from trimtab.errors import DataError, PromptTooLongError
 
 
 def score_answer(
-    core: Core, prompts: Sequence[list[int] | None], answer: Sequence[int], weights: Sequence[float]
+    core: Core,
+    prompts: Sequence[list[int] | None],
+    answer: Sequence[int],
+    pulls: Sequence[Pull],
+    *,
+    by_objective: bool = False,
 ) -> Score:
     """Return the log-probabilities and rewards of one answer; every stream reads prompt and answer in one forward.
 
@@ -24,7 +32,8 @@ def score_answer(
         core: what is loaded.
         prompts: stream → prompt ids, all given.
         answer: T token ids of the base.
-        weights: w of each guide.
+        pulls: what is asked of each guide.
+        by_objective: whether each guide also scores at each of its objectives alone.
 
     Raises:
         DataError: the answer is empty.
@@ -38,47 +47,79 @@ def score_answer(
         raise PromptTooLongError(
             f"Prompt and answer ({len(answer)} tokens) do not fit the context: {core.room(prompts)} tokens are left."
         )
-    logits = _logits(core, prompts, answer)  # stream → (T, V) by the base's ids
+    rows = [
+        [None],
+        *([pull, *_alone(guide, pull, by_objective)] for guide, pull in zip(core.guides, pulls, strict=True)),
+    ]
+    logits = _logits(core, prompts, answer, rows)  # stream → for each of its rows (T, V) by the base's ids
+    base = logits[BASE][0]
     z = combine(
-        logits[BASE],
-        [logits[j + 1] for j in range(len(weights))],
-        [torch.full((len(answer),), w, device=logits[BASE].device) for w in weights],
+        base,
+        [logits[j + 1][0] for j in range(len(pulls))],
+        [torch.full((len(answer),), pull.weight, device=base.device) for pull in pulls],
     )
     ensure_usable(z)
-    names = [guide.name for guide in core.guides]
-    guides = {name: _taken(logits[j + 1], answer) for j, name in enumerate(names)}
+    guides = {guide.name: _taken(logits[j + 1][0], answer) for j, guide in enumerate(core.guides)}
+    said = applied(core.guides, pulls)
     return Score(
         token_ids=list(answer),
         tokens=[str(core.base.tokenizer.decode([token])) for token in answer],
-        base=_taken(logits[BASE], answer),
+        base=_taken(base, answer),
         guides=guides,
-        contributions={n: [w * v for v in guides[n]] for n, w in zip(names, weights, strict=True)},
+        contributions={name: [said["weights"][name] * v for v in values] for name, values in guides.items()},
         combined=_taken(z, answer),
         rewards={name: sum(values) for name, values in guides.items()},
-        weights=dict(zip(names, weights, strict=True)),
+        objectives={
+            guide.name: _by_objective(guide, guides[guide.name], logits[j + 1][1:], answer)
+            for j, guide in enumerate(core.guides)
+            if by_objective
+        },
+        **said,
     )
 
 
-def _logits(core: Core, prompts: Sequence[list[int] | None], answer: Sequence[int]) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
+def _alone(guide: Guide, pull: Pull, wanted: bool) -> list[Pull]:
+    """Return the pulls towards each objective alone, for a guide that takes a preference."""
+    if not wanted or not guide.conditioned:
+        return []
+    k = len(guide.objectives)
+    return [Pull(pull.weight, tuple(float(i == j) for j in range(k))) for i in range(k)]
+
+
+def _by_objective(
+    guide: Guide, values: list[float], alone: Sequence[Tensor], answer: Sequence[int]
+) -> dict[str, list[float]]:
+    if guide.conditioned:
+        return {name: _taken(logits, answer) for name, logits in zip(guide.objectives, alone, strict=True)}
+    # What a plain guide with several objectives rewards is their mixture, which is none of them.
+    return {guide.objectives[0]: values} if len(guide.objectives) == 1 else {}
+
+
+def _logits(
+    core: Core, prompts: Sequence[list[int] | None], answer: Sequence[int], rows: Sequence[Sequence[Pull | None]]
+) -> dict[int, list[Tensor]]:
+    """Return stream → (T, V) logits of each of its rows; ``rows`` is what is asked of each, ``None`` of the base."""
+    found: dict[int, list[Tensor]] = {}
     for number, backbone in enumerate(core.backbones):
         streams = [BASE] if number == 0 else []
         streams += [j + 1 for j, guide in enumerate(core.guides) if guide.backbone == number]
         if not streams:
             continue
         slices: list[RowSlice] = []
-        rows: list[list[int]] = []
-        for row, stream in enumerate(streams):
+        texts: list[list[int]] = []
+        for stream in streams:
             guide = core.guides[stream - 1] if stream else None
             own = [guide.own_id(token) for token in answer] if guide else list(answer)
-            rows.append([*(prompts[stream] or ()), *own[:-1]])
+            start = len(texts)
+            texts += [[*(prompts[stream] or ()), *own[:-1]]] * len(rows[stream])
             if guide and guide.slot is not None:
-                slices.append(RowSlice(guide.slot, row, row + 1))
-        ids, mask, positions = pad_left(rows, backbone.device)
+                conditions = RowConditions.of([guide.conditions(pull) for pull in rows[stream] if pull])
+                slices.append(RowSlice(guide.slot, start, len(texts), conditions))
+        ids, mask, positions = pad_left(texts, backbone.device)
         logits = backbone.forward(ids, slices=slices, mask=mask, positions=positions, cache=None, keep=len(answer))
-        for row, stream in enumerate(streams):
-            raw = logits[row]
-            found[stream] = (core.guides[stream - 1].vocabulary.gather(raw) if stream else raw).to(core.base.device)
+        for stream, part in zip(streams, logits.split([len(rows[stream]) for stream in streams]), strict=True):
+            raw = core.guides[stream - 1].vocabulary.gather(part) if stream else part
+            found[stream] = list(raw.to(core.base.device))
     return found
 
 

@@ -118,14 +118,18 @@ def _quick_start(manifest: GuideManifest) -> str:
     base, question = _literal(manifest.base.id), "How do I ask a colleague for help?"
     prompt = f'[{{"role": "user", "content": "{question}"}}]' if manifest.chat_template else f'"{question}"'
     revision = f", revision={_literal(manifest.base.revision)}" if manifest.base.revision else ""
+    steps, way = "(0.0, 1.0, 2.0):  # 0 is the base, exactly", "strength"
+    if manifest.adapter in ("moslora", "pblora"):
+        ends = ", ".join(f"{{{_literal(name)}: 1.0}}" for name in manifest.objective_names[:2])
+        steps, way = f"(0.0, {ends}):  # the base, then towards objectives; mix them with several weights", "guidance"
     guided = f"""\
 import trimtab
 
 engine = trimtab.load({base}, guides=["."]{revision})  # "." is this folder
 prompt = {prompt}
-for strength in (0.0, 1.0, 2.0):  # 0 is the base, exactly
-    [answer] = engine.generate(prompt, guidance=strength, max_tokens=40, temperature=0)
-    print(strength, answer.text)"""
+for {way} in {steps}
+    [answer] = engine.generate(prompt, guidance={way}, max_tokens=40, temperature=0)
+    print({way}, answer.text)"""
     return (
         f"## Quick start\n\nWith trimtab, in this folder:\n\n```python\n{guided}\n```\n\n"
         f"{_stock(manifest)}\n\nOn the command line: "

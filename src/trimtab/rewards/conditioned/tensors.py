@@ -54,6 +54,15 @@ class ConditionedTensors:
         """The objectives' names, in the order in which α counts them."""
         return tuple(self.config.objectives)
 
+    def inputs(self, alpha: Tensor, weight: Tensor) -> Tensor:
+        """Return what :meth:`conditioning` takes for a preference and the weight that the guide is used with: α.
+
+        Args:
+            alpha: (K,) or (B, K).
+            weight: w, () or (B,).
+        """
+        return alpha
+
     def conditioning(self, alpha: Tensor) -> dict[str, Conditions]:
         """Return module → what the layer makes of α; computed once a request, for it depends on α only.
 
