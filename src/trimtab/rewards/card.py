@@ -198,7 +198,10 @@ def _training(manifest: GuideManifest) -> str:
 def _results(manifest: GuideManifest) -> str:
     held_out = _held_out(manifest)
     rest = {key: value for key, value in manifest.metrics.items() if value is not held_out and key != "held_out"}
-    if "guide" not in held_out:
+    several = _per_objective(manifest)
+    if several:
+        table = _several_table(several)
+    elif "guide" not in held_out:
         table = "No held-out ranking was measured." if not held_out else _plain_table(held_out)
     else:
         rule = f" ({_cell(held_out['length_rule'])} answer wins)" if "length_rule" in held_out else ""
@@ -212,6 +215,20 @@ def _results(manifest: GuideManifest) -> str:
         if isinstance(held_out.get("p_value"), float):
             table += f"\n\nGuide against untrained model on the same pairs (McNemar): p = {held_out['p_value']:.2g}."
     return "## Results\n\n" + table + (f"\n\n{_plain_table(rest)}" if rest else "")
+
+
+def _several_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        f"| {_cell(name)} | {report.get('n', '?')} | {_accuracy(report['guide'])} | {_accuracy(report['untrained'])} | "
+        f"{_accuracy(report['length'])} ({_cell(report.get('length_rule', '?'))} wins) |"
+        for name, report in reports.items()
+    ]
+    return (
+        "Share of held-out pairs ranked right (95 % interval), for each objective with the preference that asks for "
+        "it alone. A sum of log-probabilities prefers short answers, so read the guide's column against the untrained "
+        "model's and length's.\n\n| objective | pairs | this guide | the same model, untrained | length alone |\n"
+        "| --- | --- | --- | --- | --- |\n" + "\n".join(rows)
+    )
 
 
 def _limits() -> str:
@@ -234,6 +251,16 @@ def _held_out(manifest: GuideManifest) -> Mapping[str, Any]:
     accuracy = content.get("guide")
     is_report = isinstance(accuracy, dict) and isinstance(cast("dict[str, Any]", accuracy).get("value"), float)
     return content if is_report else {key: value for key, value in content.items() if key != "guide"}
+
+
+def _per_objective(manifest: GuideManifest) -> dict[str, Mapping[str, Any]]:
+    """Return objective → report where each objective has one; else nothing."""
+    found = manifest.metrics.get("held_out")
+    content = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    wanted = ("guide", "untrained", "length")
+    reports = [cast("dict[str, Any]", report) for report in content.values() if isinstance(report, dict)]
+    complete = [all(isinstance(report.get(key), dict) for key in wanted) for report in reports]
+    return content if content and sum(complete) == len(content) else {}
 
 
 def _accuracy(value: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ def choose_objectives(comparisons: Iterable[Comparison], asked: Sequence[str], *
 
 
 def _units(comparisons: Sequence[Comparison], objectives: Sequence[str]) -> Mapping[str, float]:
-    """Return each objective's mean strength, so that units do not decide; 0 where strengths are not given throughout."""
+    """Return each objective's mean strength, so that units do not decide; 0 where a row gives none."""
     units: dict[str, float] = {}
     for name in objectives:
         decided = [c for c in comparisons if c.labels.get(name, Label.TIE) is not Label.TIE]

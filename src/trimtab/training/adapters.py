@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.errors import ConfigError
 from trimtab.models import Base
-from trimtab.training.config import TrainConfig
+from trimtab.training.config import Method, TrainConfig
 from trimtab.validation import refuse_unknown
 
-ADAPTERS = {"genarm": "lora", "parm": "pblora", "uniarm": "moslora"}
+ADAPTERS: dict[Method, Literal["lora", "pblora", "moslora"]] = {
+    "genarm": "lora",
+    "parm": "pblora",
+    "uniarm": "moslora",
+}
 """Method → the manifest's word for its adapter."""
 
 
@@ -99,7 +103,11 @@ def _moslora(config: TrainConfig, base: Base, objectives: Sequence[str], own: di
 
 
 def _made(kind: Any, config: TrainConfig, own: dict[str, Any], make: Any = None) -> Any:
-    refuse_unknown(config.lora, (f.name for f in dataclasses.fields(kind)), what=f"{kind.__name__.removesuffix('Config').replace('Lora', 'LoRA')} option")
+    refuse_unknown(
+        config.lora,
+        (f.name for f in dataclasses.fields(kind)),
+        what=f"{kind.__name__.removesuffix('Config').replace('Lora', 'LoRA')} option",
+    )
     try:
         return (make or kind)(**{**own, **config.lora})
     except (TypeError, ValueError) as error:

@@ -98,7 +98,9 @@ class TrainConfig(BaseModel):
         "Loss", None, "Draw a preference for each example (uniarm's way) or for each batch (parm's)."
     )
     alpha_concentration: float = _field("Loss", 0.5, "Dirichlet parameter of the preferences that are drawn.", gt=0)
-    ties: Literal["drop", "half"] = _field("Loss", "drop", "Pairs an objective finds tied: 'drop', or 'half' a label for each answer.")
+    ties: Literal["drop", "half"] = _field(
+        "Loss", "drop", "Pairs an objective finds tied: 'drop', or 'half' a label for each answer."
+    )
     decode_weights: DecodeWeights = _field(
         "Loss",
         "fixed",
@@ -145,8 +147,7 @@ class TrainConfig(BaseModel):
         parts = names.split(",") if isinstance(names, str) else names
         if not isinstance(parts, (list, tuple)):
             return names
-        texts = cast("list[Any]", list(cast("Any", parts)))
-        return [part.strip() for text in texts for part in str(text).split(",") if part.strip()]
+        return [part.strip() for text in cast("Any", parts) for part in str(text).split(",") if part.strip()]
 
     @field_validator("decode_weight_range")
     @classmethod

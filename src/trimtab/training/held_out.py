@@ -80,6 +80,4 @@ def oriented(
 
 def swapped(pair: EncodedPair) -> EncodedPair:
     """Return the pair with its answers in the other order."""
-    return replace(
-        pair, a_ids=pair.b_ids, b_ids=pair.a_ids, a_truncated=pair.b_truncated, b_truncated=pair.a_truncated
-    )
+    return replace(pair, a_ids=pair.b_ids, b_ids=pair.a_ids, a_truncated=pair.b_truncated, b_truncated=pair.a_truncated)

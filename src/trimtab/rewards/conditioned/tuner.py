@@ -36,6 +36,7 @@ class ConditionedLayer(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = shape if self.transposed else shape[::-1]
         self.scaling: dict[str, float] = {}
         self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True  # what peft.helpers.disable_input_dtype_casting switches
         self._disable_adapters = False
         self._merged: dict[str, _Merged] = {}
 
