@@ -6,11 +6,13 @@ Letters: S prefixes, V vocabulary, N responses, T longest response. All tensors 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trimtab.rewards.guided_logprobs import decoded_reward
 from trimtab.training.losses import preference_loss
 
 
@@ -115,9 +117,71 @@ def fit_arm(tree: Tree, preferences: Tensor, beta_r: float, steps: int = 2000) -
     Returns:
         (S, V) next-token log-probabilities of the trained reward model.
     """
-    weight = preferences.clone().fill_diagonal_(0)
-    weight /= weight.sum()
+    weight = _shares(preferences)
     table = torch.zeros(len(tree.prefixes), tree.vocabulary, dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        logp = sequence_logprobs(tree, table.log_softmax(-1))
+        return (weight * preference_loss(logp.unsqueeze(1), logp.unsqueeze(0), beta=beta_r)).sum()
+
+    _minimise(loss, table, steps)
+    return table.detach().log_softmax(-1)
+
+
+Basis = Callable[[float], Sequence[float]]
+"""What a guide that is told its pull makes of it: M numbers, by which its M tables are added up."""
+
+
+def fit_decode_aware(
+    tree: Tree,
+    preferences: Tensor,
+    base: Tensor,
+    beta_r: float,
+    pulls: Sequence[float],
+    basis: Basis,
+    steps: int = 2000,
+) -> Tensor:
+    """Train tables of next-token logits with the decode-aware loss, the mean over pulls, to convergence.
+
+    Args:
+        tree: the responses.
+        preferences: (N, N), as for :func:`fit_arm`.
+        base: (S, V) next-token log-probabilities of the base.
+        beta_r: β_r of the loss.
+        pulls: the w with which the guide is decoded, equally often.
+        basis: w → M numbers; one constant for a guide that is not told w.
+        steps: most steps of L-BFGS.
+
+    Returns:
+        (M, S, V) logits; see :func:`at_pull`.
+    """
+    weight = _shares(preferences)
+    tables = torch.zeros(len(basis(pulls[0])), *base.shape, dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for w in pulls:
+            logits = at_pull(tables, w, basis)
+            h = decoded_reward(base[tree.nodes], logits[tree.nodes], tree.tokens, torch.tensor(w)).reward
+            h = (h * tree.mask).sum(-1)
+            total = total + (weight * preference_loss(h.unsqueeze(1), h.unsqueeze(0), beta=beta_r)).sum()
+        return total / len(pulls)
+
+    _minimise(loss, tables, steps)
+    return tables.detach()
+
+
+def at_pull(tables: Tensor, w: float, basis: Basis) -> Tensor:
+    """Return a guide's next-token log-probabilities when it is told w: (M, S, V) → (S, V)."""
+    return torch.tensordot(torch.tensor(basis(w), dtype=tables.dtype), tables, 1).log_softmax(-1)
+
+
+def _shares(preferences: Tensor) -> Tensor:
+    weight = preferences.clone().fill_diagonal_(0)
+    return weight / weight.sum()
+
+
+def _minimise(loss: Callable[[], Tensor], table: Tensor, steps: int) -> None:
     optimiser = torch.optim.LBFGS(
         [table],
         max_iter=steps,
@@ -130,10 +194,8 @@ def fit_arm(tree: Tree, preferences: Tensor, beta_r: float, steps: int = 2000) -
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        logp = sequence_logprobs(tree, table.log_softmax(-1))
-        loss = (weight * preference_loss(logp.unsqueeze(1), logp.unsqueeze(0), beta=beta_r)).sum()
-        loss.backward()
-        return loss
+        value = loss()
+        value.backward()
+        return value
 
     optimiser.step(closure)
-    return table.detach().log_softmax(-1)

@@ -108,6 +108,63 @@ def test_the_gap_closes_for_a_uniform_base_at_weight_one_only():
     assert theorem.compare(world, arm, 0.5, 1.0).gap > 1e-3
 
 
+@pytest.mark.parametrize("seed", SEEDS[:2])
+@pytest.mark.parametrize(("beta", "beta_r"), theorem.SETTINGS)
+def test_decode_aware_training_reaches_the_optimum_token_by_token(seed, beta, beta_r):
+    """(iv) The loss of the policy that is sampled: its guide, decoded at w = β_r/β, is π*.
+
+    GenARM's is not, on these same worlds: the test of (ii) and (iii) has its gap.
+    """
+    w = beta_r / beta
+    for world in worlds(seed):
+        guide = toy.at_pull(theorem.train_decode_aware(world, beta_r, [w]), w, theorem.constant)
+        outcome = theorem.compare(world, guide, beta, beta_r)
+        assert abs(outcome.gap) < 1e-8
+        assert abs(outcome.reverse_gap) < 1e-8
+        assert outcome.reward_decoded == pytest.approx(outcome.reward_optimum, abs=1e-4)
+
+
+def test_which_optimum_it_is_depends_on_both_scales():
+    """(iv) β_r·h = r + constant and w·h = log π_dec − log π_b, so decoding at w is the optimum at β = β_r/w.
+
+    With β_r = β = ½ and w = 1/β = 2 it is therefore the optimum at ¼, not at ½.
+    """
+    world = theorem.random_world(0, vocabulary=3)
+    guide = toy.at_pull(theorem.train_decode_aware(world, 0.5, [2.0]), 2.0, theorem.constant)
+    decoded = toy.sequence_logprobs(world.tree, toy.decode(world.base, guide, 2.0))
+    best = {beta: toy.optimum(world.base_sequences, world.reward, beta) for beta in (0.25, 0.5)}
+    assert toy.kl(decoded, best[0.25]) < 1e-8
+    assert toy.kl(decoded, best[0.5]) > 1e-2
+
+
+def test_one_guide_at_several_pulls():
+    """(iv) Not told w, a guide can only compromise; told it, it reaches the optimum at each."""
+    world = theorem.random_world(0, vocabulary=3, length=3)
+
+    def gaps(pulls, basis):
+        tables = theorem.train_decode_aware(world, 1.0, pulls, basis)
+        guides = [toy.at_pull(tables, w, basis) for w in theorem.PULLS]
+        found = zip(guides, theorem.PULLS, strict=True)
+        return torch.tensor([theorem.compare(world, guide, 1 / w, 1.0).gap for guide, w in found])
+
+    untold, told = gaps(theorem.PULLS, theorem.constant), gaps(theorem.PULLS, theorem.piecewise)
+    alone = gaps([1.0], theorem.constant)
+    assert told.abs().max() < 1e-8
+    assert untold.min() > 1e-4
+    assert alone[1] < 1e-8 and alone[2:].min() > 1e-3
+    assert untold[2:].max() < alone[2:].max()  # the compromise helps where the one pull is far away
+    assert (gaps(theorem.PULLS, theorem.affine) < untold).all()
+
+
+def test_a_guide_told_its_pull_adds_its_tables():
+    """At w = √2, halfway between 1 and 2 in log w: half of each table; at w = 2, affine: T_0 + ln 2·T_1."""
+    assert theorem.piecewise(2**0.5) == pytest.approx([0, 0.5, 0.5, 0])
+    assert theorem.piecewise(4.0) == pytest.approx([0, 0, 0, 1])
+    tables = torch.tensor([[[0.0, 1.0]], [[0.0, 3.0]]], dtype=torch.float64)
+    expected = torch.tensor([[0.0, 1 + 3 * math.log(2)]], dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(toy.at_pull(tables, 2.0, theorem.affine), expected)
+
+
 def test_drawn_comparisons_converge_to_the_exact_ones():
     """(ii) The error of an estimate falls as 1/√n, so this KL falls as 1/n: 100 times the data, far below a tenth."""
     few, many = (theorem.sampled(count).sequence_kl for count in (1_000, 100_000))

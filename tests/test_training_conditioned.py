@@ -16,8 +16,8 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.models import load_base
 from trimtab.preferences import Comparison, Label, read_comparisons
 from trimtab.rewards import load_guide_model, read_manifest
-from trimtab.rewards.conditioned import preference
-from trimtab.rewards.encoding import EncodedPair, PairEncoder
+from trimtab.rewards.conditioned import condition_input, preference
+from trimtab.rewards.encoding import EncodedPair, PairEncoder, prepare_pairs
 from trimtab.rewards.labelled import LabelledPair, choose_objectives, prepare_labelled
 from trimtab.rewards.scoring import PairScorer
 from trimtab.training import TrainConfig, train
@@ -198,7 +198,7 @@ def test_objectives_are_chosen_by_name_or_all():
 
 
 RUNS = {
-    "parm": {"method": "parm"},
+    "parm": {"method": "parm", "per_device_train_batch_size": 4},
     "uniarm": {"method": "uniarm", "lora": {"condition_scale": 0.2}},
     "uniarm-alpha": {"method": "uniarm", "condition": "alpha", "lora": {"condition_scale": 5.0}},
 }
@@ -210,8 +210,8 @@ def test_one_guide_learns_objectives_that_disagree(name, options, tmp_path):
     said: list[str] = []
     own = {"data": [_write(tmp_path / "train.jsonl", 32)], "per_device_train_batch_size": 8, "learning_rate": 3e-2}
     result = train(
-        **{**options, **RUNS[name], **own}, eval_data=[held_out], objectives=["helpful", "concise"],
-        num_train_epochs=35, eval_strategy="steps", eval_steps=140, notify=said.append,
+        **{**options, **own, **RUNS[name]}, eval_data=[held_out], objectives=["helpful", "concise"],
+        num_train_epochs=35, eval_strategy="steps", eval_steps=280 if name == "parm" else 140, notify=said.append,
     )  # fmt: skip
     assert result.objectives == ("helpful", "concise")
     assert sum(report.untrained.value for report in result.reports.values()) == pytest.approx(1.0)
@@ -361,3 +361,56 @@ def test_mistakes_about_objectives_and_adapters_are_clear(extra, message, option
 def test_objectives_may_be_written_with_commas():
     assert _config(objectives=["helpful, concise", "safe"]).objectives == ["helpful", "concise", "safe"]
     assert _config(objectives="helpful,concise").objectives == ["helpful", "concise"]
+
+
+DECODED = {
+    "genarm": {"method": "genarm", "objective": "helpful"},
+    "genarm-drawn": {"method": "genarm", "objective": "helpful", "decode_weights": "drawn"},
+    "genarm-full": {"method": "genarm", "objective": "helpful", "full_finetune": True, "learning_rate": 1e-3},
+    "parm": {"method": "parm", "decode_weights": "conditioned"},
+    "uniarm": {"method": "uniarm", "decode_weights": "conditioned", "weight": 2.0},
+    "uniarm-drawn": {"method": "uniarm", "decode_weights": "drawn", "condition": "alpha"},
+}
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_decode_aware_training(name, options):
+    """The loss falls, and a guide that is told its pull says so in its manifest and reads it when it is loaded."""
+    result = train(**{**options, "loss": "decode-aware", "num_train_epochs": 8, **DECODED[name]})
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    told = DECODED[name].get("decode_weights") == "conditioned"
+    manifest = read_manifest(result.output_dir)
+    assert manifest.conditions_on_strength is told
+    assert manifest.training["loss"] == "decode-aware"
+    if told:
+        model = load_guide_model(result.output_dir, load_base(options["base"], dtype="float32"))
+        ids = torch.tensor([[3, 4, 5, 6]])
+        logits = []
+        for weight in (1.0, 4.0):
+            told_input = condition_input(model.active_peft_config, torch.tensor([0.5, 0.5]), weight)
+            with torch.no_grad(), preference(model, told_input):
+                logits.append(model(input_ids=ids).logits)
+        assert not torch.equal(*logits)
+
+
+def test_first_decode_aware_loss_by_the_formula(options):
+    """Before the first update π_r = π_b, so with w = 2 a token's h is log π − ½·log Σ_v π(v)³: by a naive forward."""
+    result = train(**options, method="genarm", objective="helpful", loss="decode-aware", weight=2.0, max_steps=1)
+    first = next(entry["loss"] for entry in result.history if "loss" in entry)
+    base = load_base(options["base"], dtype="float32")
+    encoder = PairEncoder(base.tokenizer, max_length=96, max_prompt_length=64)
+    pairs = prepare_pairs(read_comparisons(options["data"][0]).comparisons, "helpful", encoder).pairs
+
+    def reward(prompt, answer):
+        with torch.no_grad():
+            logp = base.model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        steps = logp[len(prompt) - 1 : -1]
+        taken = steps.gather(1, torch.tensor(answer)[:, None]).sum()
+        return taken - 0.5 * torch.logsumexp(3 * steps, -1).sum()
+
+    order = _order_of_first_batch(options)
+    margins = torch.stack([
+        reward(pairs[i].prompt_ids, pairs[i].a_ids) - reward(pairs[i].prompt_ids, pairs[i].b_ids) for i in order
+    ])  # fmt: skip
+    assert first == pytest.approx(float(torch.nn.functional.softplus(-0.05 * margins).mean()), abs=1e-4)

@@ -23,6 +23,9 @@ def export_command(
         str, typer.Option(help="Who shall load it: 'peft', or 'vllm', whose LoRA can hold no bias.")
     ] = "peft",
     normalise: Annotated[bool, typer.Option("--normalise", help="Divide the weights by their sum.")] = False,
+    strength: Annotated[
+        float | None, typer.Option(help="The pull w it is made for; only for a guide that is told its pull.")
+    ] = None,
 ) -> None:
     """Write a guide at one fixed preference as a plain LoRA, which stock PEFT and vLLM load."""
     if consumer not in CONSUMERS:
@@ -33,5 +36,6 @@ def export_command(
         from trimtab.rewards.export import export_lora
 
         chosen: Any = consumer
-        made = export_lora(guide, preference, output, consumer=chosen, normalise=normalise)
-    note(f"Wrote {output}: a plain LoRA guide for '{made.objective_names[0]}'.")
+        made = export_lora(guide, preference, output, consumer=chosen, normalise=normalise, strength=strength)
+    pull = "" if strength is None else f", to be decoded with w = {strength:g}"
+    note(f"Wrote {output}: a plain LoRA guide for '{made.objective_names[0]}'{pull}.")

@@ -178,7 +178,8 @@ def _print_guide(folder: Path, manifest: GuideManifest, weights: dict[str, Any],
     revision = f"@{base.revision}" if base.revision else ""
     template = "none (plain text)" if manifest.chat_template is None else f"{len(manifest.chat_template)} characters"
     rows: dict[str, Any] = {
-        "kind": f"{manifest.kind} ({manifest.adapter})",
+        "kind": f"{manifest.kind} ({manifest.adapter})"
+        + (", told its pull w" if manifest.conditions_on_strength else ""),
         "base": f"{base.id}{revision} ({base.architecture}, weights {base.fingerprint})",
         "tokenizer": f"{manifest.tokenizer_hash}, answers end with token {manifest.eos_token_id}",
         "chat template": template,

@@ -107,7 +107,8 @@ class Conditioner:
             alpha: K weights on the simplex.
             weight: the guide's w, which only a guide that is conditioned on it looks at.
         """
-        inputs = self._tensors.inputs(torch.tensor(alpha), torch.tensor(weight))
+        # Where w is 0 the guide's scores are not added, so that any condition will do; log 0 would be none.
+        inputs = self._tensors.inputs(torch.tensor(alpha), torch.tensor(weight or 1.0))
         return self._made(tuple(inputs.tolist()))
 
     def _make(self, inputs: tuple[float, ...]) -> Tensor:

@@ -175,7 +175,7 @@ def check_weights(manifest: GuideManifest, folder: str | Path) -> None:
 
 
 def check_objectives(manifest: GuideManifest, config: Any, folder: str | Path) -> None:
-    """Refuse an adapter of another kind, or with other objectives or another order of them, than ``guide.json`` says.
+    """Refuse an adapter of another kind, or with another input (objectives, their order, w), than ``guide.json`` says.
 
     Raises:
         GuideError: names both.
@@ -191,6 +191,17 @@ def check_objectives(manifest: GuideManifest, config: Any, folder: str | Path) -
         raise GuideError(
             f"{Path(folder) / GUIDE_FILE} orders the objectives {', '.join(manifest.objective_names)}, but "
             f"{ADAPTER_CONFIG} {', '.join(own)}: a preference would be misread; copy the guide's folder again."
+        )
+    told = bool(getattr(config, "conditions_on_strength", False))
+    if told != manifest.conditions_on_strength:
+        raise GuideError(
+            f"{Path(folder) / GUIDE_FILE} says conditions_on_strength={manifest.conditions_on_strength}, but "
+            f"{ADAPTER_CONFIG} {told}: its input would be misread; copy the guide's folder again."
+        )
+    if told and manifest.weight <= 0:
+        raise GuideError(
+            f"{Path(folder) / GUIDE_FILE} recommends weight={manifest.weight:g} for a guide that is told log w: a pull "
+            "above 0 is needed; correct it."
         )
 
 
@@ -313,8 +324,8 @@ def _stage_adapter(staged: Path, model: Any, manifest: GuideManifest) -> None:
         check_objectives(manifest, config, "")
     except GuideError as error:
         raise ConfigError(
-            f"The manifest says adapter={manifest.adapter!r} with objectives {', '.join(manifest.objective_names)}; "
-            f"the model's adapter is another: {error}"
+            f"The manifest says adapter={manifest.adapter!r} with objectives {', '.join(manifest.objective_names)} and "
+            f"conditions_on_strength={manifest.conditions_on_strength}; the model's adapter is another: {error}"
         ) from error
     # The embedding is the base's own, whatever PEFT's "auto" thinks of it: only the adapter is saved.
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)

@@ -153,7 +153,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revi
         imports += "\nfrom trimtab.models import resolve_folder" if packaged else ""
         name = "stock PEFT"
         if manifest.adapter != "lora":
-            imports += f"\nfrom trimtab.rewards.{manifest.adapter} import preference  # registers the method with PEFT"
+            imports += f"\nfrom trimtab.rewards.{manifest.adapter} import {_imports(manifest)}  # registers the method"
             name = "PEFT"
     question = "How do I ask for help?"
     prompt = f'tokenizer("{question}", return_tensors="pt").input_ids'
@@ -176,11 +176,19 @@ print(log_probs[0, before].gather(1, answer[0, :, None]).sum().item() * {manifes
     return f"With {name} it is an ordinary causal language model:\n\n```python\n{code}\n```"
 
 
+def _imports(manifest: GuideManifest) -> str:
+    return "condition_input, preference" if manifest.conditions_on_strength else "preference"
+
+
 def _conditions(manifest: GuideManifest) -> str:
     if manifest.adapter in ("lora", "full"):
         return "with torch.no_grad():"
     even = ", ".join([f"1 / {len(manifest.objectives)}"] * len(manifest.objectives))
-    return f"alpha = torch.tensor([{even}])  # {_names(manifest)}\nwith torch.no_grad(), preference(model, alpha):"
+    alpha = f"alpha = torch.tensor([{even}])  # {_names(manifest)}\n"
+    if not manifest.conditions_on_strength:
+        return f"{alpha}with torch.no_grad(), preference(model, alpha):"
+    told = f"told = condition_input(model.active_peft_config, alpha, {manifest.weight:g})  # and how strongly it pulls"
+    return f"{alpha}{told}\nwith torch.no_grad(), preference(model, told):"
 
 
 def _training(manifest: GuideManifest) -> str:

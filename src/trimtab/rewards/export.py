@@ -26,6 +26,7 @@ def export_lora(
     *,
     consumer: Consumer = "peft",
     normalise: bool = False,
+    strength: float | None = None,
 ) -> GuideManifest:
     """Write a MoSLoRA or PBLoRA guide at one preference as a plain LoRA guide.
 
@@ -38,13 +39,15 @@ def export_lora(
         output: the folder to write, whole or not at all.
         consumer: ``"vllm"`` refuses what only PEFT can load.
         normalise: divide the weights by their sum.
+        strength: w, for a guide that is told its pull: the LoRA is made for decoding with it, and recommends it.
 
     Returns:
         The new guide's manifest: one objective, the mixture, with where it comes from under ``training``.
 
     Raises:
-        ConfigError: the guide is not a conditioned one, or ``consumer`` cannot load what it would become.
-        GuidanceError: the preference does not fit the guide's objectives.
+        ConfigError: the guide is not a conditioned one, or ``consumer`` cannot load what it would become, or
+            ``strength`` is missing, or given where it means nothing.
+        GuidanceError: the preference does not fit the guide's objectives, or ``strength`` is not above 0.
         GuideError: the guide's folder is damaged or unsafe.
         OutputError: the output cannot be written.
     """
@@ -61,17 +64,31 @@ def export_lora(
     check_weights(manifest, folder)
     tensors = load_tensors(folder)
     check_objectives(manifest, tensors.config, folder)
+    _check_strength(manifest, strength, folder)
     alpha = preference_vector(preference, manifest.objective_names, normalise=normalise)
     # float64, so that what is rounded once at the end is all the error there is
     layers = {module: {k: t.double() for k, t in factors.items()} for module, factors in tensors.layers.items()}
     shared = {name: tensor.double() for name, tensor in tensors.shared.items()}
-    factors = type(tensors)(tensors.config, layers, shared).at(alpha.double())
+    factors = type(tensors)(tensors.config, layers, shared).at(tensors.inputs(alpha.double(), strength))
     if consumer == "vllm":
         _refuse_biases(factors)
     config = _lora_config(tensors.config, factors)
     state = _state(factors, config.lora_bias)
-    made = _manifest(manifest, alpha)
+    made = _manifest(manifest, alpha, strength)
     return write_guide(output, made, lambda staged: stage_adapter(staged, config, state, made))
+
+
+def _check_strength(manifest: GuideManifest, strength: float | None, folder: Path) -> None:
+    if manifest.conditions_on_strength and strength is None:
+        raise ConfigError(
+            f"The guide {str(folder)!r} is told how strongly it pulls, and a plain LoRA is not: say which pull "
+            f"(--strength {manifest.weight:g}) the LoRA shall be decoded with."
+        )
+    if not manifest.conditions_on_strength and strength is not None:
+        raise ConfigError(
+            f"The guide {str(folder)!r} is not told how strongly it pulls, so its LoRA is the same for every pull: "
+            "leave --strength out, and choose the pull when decoding."
+        )
 
 
 def _refuse_biases(factors: dict[str, LoraFactors]) -> None:
@@ -110,7 +127,7 @@ def _state(factors: dict[str, LoraFactors], with_bias: bool) -> dict[str, Tensor
     return state
 
 
-def _manifest(manifest: GuideManifest, alpha: Tensor) -> GuideManifest:
+def _manifest(manifest: GuideManifest, alpha: Tensor, strength: float | None) -> GuideManifest:
     weights = dict(zip(manifest.objective_names, (round(float(a), 6) for a in alpha), strict=True))
     used = {name: weight for name, weight in weights.items() if weight}
     mixture = Objective(
@@ -125,11 +142,14 @@ def _manifest(manifest: GuideManifest, alpha: Tensor) -> GuideManifest:
         "exported_from": manifest.adapter,
         "preference": ",".join(f"{name}={weight:g}" for name, weight in weights.items()),
         "source_sha256": ", ".join(manifest.weights_sha256.values()),
+        **({} if strength is None else {"strength": strength}),
     }
     return manifest.model_copy(
         update={
             "adapter": "lora",
             "objectives": (mixture,),
+            "conditions_on_strength": False,
+            "weight": manifest.weight if strength is None else strength,
             "training": {**manifest.training, **source},
             "metrics": {},  # measured on the conditioned guide, at other preferences
             "library_version": __version__,

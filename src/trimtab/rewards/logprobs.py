@@ -50,9 +50,7 @@ def token_logprobs(
         (N,) float32 (float64 for float64 input), nats.
     """
     compute = dtype or torch.promote_types(hidden.dtype, weight.dtype)
-    if chunk is None:
-        elements = _ELEMENTS_CPU if hidden.device.type == "cpu" else _ELEMENTS_GPU
-        chunk = max(1, elements // weight.shape[0])
+    chunk = chunk or chunk_size(hidden, weight.shape[0])
     wants_hidden = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
         bias = bias if bias is None else bias.to(compute)
@@ -60,6 +58,11 @@ def token_logprobs(
             hidden.to(compute), weight.to(compute), bias, targets, scale, softcap, chunk, wants_hidden
         )
     return cast("Tensor", result)
+
+
+def chunk_size(hidden: Tensor, elements: int) -> int:
+    """Return how many tokens, with so many numbers each, are at hand at once: 32 MB in float32, 256 MB on a GPU."""
+    return max(1, (_ELEMENTS_CPU if hidden.device.type == "cpu" else _ELEMENTS_GPU) // elements)
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
@@ -97,7 +100,7 @@ class _TokenLogprobs(torch.autograd.Function):
             picked = logits.gather(1, targets[part, None])
             result[part] = (picked - normaliser).squeeze(1)
             if slopes is not None:
-                slope = _logit_slopes(logits, normaliser, targets[part], scale, softcap)
+                slope = _own_slopes(logits, normaliser, targets[part], scale, softcap)
                 slopes[part] = slope.to(weight.dtype) @ weight
         ctx.save_for_backward(slopes, hidden, weight, bias, targets)
         ctx.settings = (scale, softcap, chunk)
@@ -121,16 +124,30 @@ class _TokenLogprobs(torch.autograd.Function):
         )
 
 
-def _logit_slopes(
-    logits: Tensor, normaliser: Tensor, targets: Tensor, scale: float, softcap: float | None
-) -> Tensor:  # fmt: skip
-    """Turn logits (n, V), in place where it can, into ∂ log p(target) / ∂(h Wᵀ + b)."""
+def logit_slopes(logits: Tensor, policy: Tensor, targets: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Return (e_target − p) ⊙ ∂logits/∂(h Wᵀ + b), (n, V): the slope of a chosen token's log-probability or reward.
+
+    Args:
+        logits: (n, V); read only where there is a softcap.
+        policy: log p, (n, V); overwritten. It may be ``logits`` itself, normalised, where there is no softcap.
+        targets: (n,) long.
+        scale: factor on the logits.
+        softcap: bound on the logits, or ``None``.
+    """
     bend = None if softcap is None else 1.0 - (logits / softcap).square()
-    slope = logits.sub_(normaliser).exp_().neg_()
+    slope = policy.exp_().neg_()
     slope.scatter_add_(1, targets[:, None], torch.ones_like(targets[:, None], dtype=slope.dtype))
     if bend is not None:
         slope.mul_(bend)
     return slope if scale == 1.0 else slope.mul_(scale)
+
+
+def _own_slopes(
+    logits: Tensor, normaliser: Tensor, targets: Tensor, scale: float, softcap: float | None
+) -> Tensor:  # fmt: skip
+    """Turn logits (n, V), in place where it can, into ∂ log p(target) / ∂(h Wᵀ + b)."""
+    policy = logits.sub_(normaliser) if softcap is None else logits - normaliser
+    return logit_slopes(logits, policy, targets, scale, softcap)
 
 
 def _head_gradients(
@@ -144,7 +161,7 @@ def _head_gradients(
     for start in range(0, hidden.shape[0], chunk):
         part = slice(start, start + chunk)
         logits = logits_of(hidden[part], weight, bias, scale, softcap)
-        slope = _logit_slopes(logits, torch.logsumexp(logits, -1, keepdim=True), targets[part], scale, softcap)
+        slope = _own_slopes(logits, torch.logsumexp(logits, -1, keepdim=True), targets[part], scale, softcap)
         slope.mul_(grad[part, None])
         grad_weight += slope.to(hidden.dtype).T @ hidden[part]
         grad_bias += slope.sum(0)

@@ -98,6 +98,10 @@ class GuideManifest(_Model):
     objectives: Annotated[tuple[Objective, ...], AfterValidator(_distinct)] = Field(
         min_length=1, description="What is rewarded, in the order a preference vector counts them."
     )
+    conditions_on_strength: bool = Field(
+        default=False,
+        description="Whether a guide conditioned on a preference is also told its pull w, as log w beside α.",
+    )
     beta: float = Field(gt=0, allow_inf_nan=False, description="β_r, the scale of the reward in the training loss.")
     weight: float = Field(
         default=1.0, allow_inf_nan=False, description="Recommended weight w of the guide's score (the papers' 1/β)."

@@ -1,5 +1,8 @@
 """Summed log-probabilities of both answers of every pair: one pass of the model's body, then only the rows needed.
 
+For decode-aware training the same sums are taken of the reward that decoding acts on, which needs the base's
+distribution beside the guide's: a second pass, in the same layout, with the adapters off and without gradients.
+
 What is exact for a model is found out, not assumed: on first use a few tokens go through the model the plain way
 (whole sequences, ``model(...).logits``) and through the shortcuts, and a shortcut that does not agree is not used.
 """
@@ -8,22 +11,32 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from trimtab.errors import ConfigError, GuidanceError
+from trimtab.rewards.architecture import (
+    as_in_decoding,
+    attention_mask,
+    cannot_branch,
+    causal_model,
+    logit_shape,
+    outputs_of,
+    same_kind,
+)
 from trimtab.rewards.encoding import EncodedPair
-from trimtab.rewards.layout import PairBatch, branch_mask, layout_pairs
+from trimtab.rewards.guided_logprobs import decoded_reward, guided_token_logprobs
+from trimtab.rewards.layout import PairBatch, layout_pairs
 from trimtab.rewards.logprobs import token_logprobs
 
 log = logging.getLogger("trimtab")
 
 _GENERIC_CHUNK = 128
-_MASKED_ATTENTION = ("sdpa", "eager")
 _TOLERANCE = 1e-3
 _TOLERANCE_HALF = 2e-2
 
@@ -38,7 +51,13 @@ class PairScorer:
     """
 
     def __init__(
-        self, model: Any, *, max_length: int, share_prompt: bool = True, head_dtype: torch.dtype | None = None
+        self,
+        model: Any,
+        *,
+        max_length: int,
+        share_prompt: bool = True,
+        head_dtype: torch.dtype | None = None,
+        base: Any = None,
     ) -> None:
         """Look at ``model`` and probe it.
 
@@ -47,14 +66,22 @@ class PairScorer:
             max_length: the longest sequence that will be scored, tokens.
             share_prompt: ``False`` encodes every answer in a row of its own.
             head_dtype: dtype of the output layer's matrix product; default: the wider of state's and weight's.
+            base: what decoding will guide, where that is not ``model`` with its adapters off: a frozen copy of the
+                start, if the whole model is trained. Only ``guided_by`` needs it.
+
+        Raises:
+            ConfigError: ``base`` is of another architecture or vocabulary than ``model``.
         """
         self._causal = causal_model(model)
+        self._adapted: Any = model if hasattr(model, "disable_adapter") else None
+        self._base = base
         self._head_dtype = head_dtype
         parameters = inspect.signature(self._causal.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self.plain_head = self._keeps_logits and self._head_is_a_matrix()
         self.why_not = "" if share_prompt else "switched off"
-        self.why_not = self.why_not or _cannot_branch(self._causal, set(parameters), max_length)
+        for causal in [self._causal] if base is None else [self._causal, same_kind(base, self._causal)]:
+            self.why_not = self.why_not or cannot_branch(causal, set(parameters), max_length)
         self.branched = not self.why_not
         self._probe(model)
         if self.why_not and share_prompt:
@@ -67,7 +94,9 @@ class PairScorer:
         """
         return layout_pairs(pairs, branched=self.branched, share_root=share_root)
 
-    def __call__(self, model: Any, batch: PairBatch, *, common_gradient: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, model: Any, batch: PairBatch, *, common_gradient: bool = True, guided_by: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the summed log-probabilities of both answers, EOS included.
 
         Args:
@@ -75,53 +104,79 @@ class PairScorer:
             batch: from :meth:`layout`, on the model's device.
             common_gradient: ``False`` leaves the answers' common beginning out of the gradient. It adds the same to
                 both sums, so the gradient of any function of their difference is unchanged, and cheaper.
+            guided_by: (P,) the pull w with which each pair's answers shall be decoded. Then the sums are of
+                :func:`trimtab.rewards.guided_logprobs.decoded_reward`'s h in place of the log-probabilities.
 
         Returns:
             Two (P,) float32 tensors, nats.
+
+        Raises:
+            GuidanceError: ``guided_by`` has another shape, or holds what is not a number above 0.
+            ConfigError: ``guided_by`` is given, but the base is not known.
         """
         pairs = batch["pair_index"].shape[0]
-        states = self._states(model, batch)
-        own = self._logprobs(states, batch["source"], batch["target"])
+        w = base = None
+        if guided_by is not None:
+            w = _checked_pull(guided_by, pairs).to(batch["owner"].device)
+            base = self._base_states(model, batch)
+        states = self._states(model, self._causal, batch)
+        own = self._logprobs(
+            states, base, batch["source"], batch["target"], None if w is None else w[batch["owner"] // 2]
+        )
         sums = own.new_zeros(2 * pairs).index_add(0, batch["owner"], own)
         if batch["common_source"].numel():
             with torch.set_grad_enabled(common_gradient and torch.is_grad_enabled()):
-                both = self._logprobs(states, batch["common_source"], batch["common_target"])
+                w = None if w is None else w[batch["common_owner"]]
+                both = self._logprobs(states, base, batch["common_source"], batch["common_target"], w)
                 common = both.new_zeros(pairs).index_add(0, batch["common_owner"], both)
             sums = sums + common.repeat_interleave(2)
         return sums[0::2], sums[1::2]
 
-    def _states(self, model: Any, batch: PairBatch) -> Tensor:
+    def _states(self, model: Any, causal: Any, batch: PairBatch) -> Tensor:
         """Return what predicts each token: final hidden states (R·L, D), or logits (R·L, V) without a plain head."""
         arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
         if batch["branched"]:
             arguments["position_ids"] = batch["position_ids"]
-            arguments["attention_mask"] = self._mask(batch)
+            arguments["attention_mask"] = attention_mask(causal, batch)
         else:
             arguments["attention_mask"] = (batch["node"] > 0).long()
         if not self.plain_head:
             return cast("Tensor", model(**arguments).logits.flatten(0, 1))
         # The whole model is called, and not its body alone, so that wrappers (DDP, autocast) do their part;
         # of its own logits only one position a row is asked for.
-        with _outputs_of(self._causal.get_decoder()) as outputs:
+        with outputs_of(causal.get_decoder()) as outputs:
             model(**arguments, logits_to_keep=1)
         return outputs[-1].flatten(0, 1)
 
-    def _mask(self, batch: PairBatch) -> Tensor:
-        mask = branch_mask(batch["node"], batch["above"])
-        if _attention(self._causal) == "sdpa":
-            return mask
-        dtype = self._causal.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    def _base_states(self, model: Any, batch: PairBatch) -> Tensor:
+        """Return the same of the base: neither its dropout nor its gradients are part of what decoding will see."""
+        if self._base is not None:
+            with as_in_decoding(self._base):
+                return self._states(self._base, causal_model(self._base), batch)
+        if self._adapted is None:
+            raise ConfigError(
+                "Decode-aware scores need the base beside the guide, and this model has no adapters to switch off: "
+                "pass PairScorer(..., base=copy), a frozen copy of the model before its training."
+            )
+        with as_in_decoding(self._adapted), self._adapted.disable_adapter():
+            return self._states(model, self._causal, batch)
 
-    def _logprobs(self, states: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    def _logprobs(
+        self, states: Tensor, base: Tensor | None, source: Tensor, target: Tensor, w: Tensor | None
+    ) -> Tensor:
         picked = states[source]
+        beside = None if base is None else base[source]
         if not self.plain_head:
-            return _generic_logprobs(picked, target)
+            return _generic_logprobs(picked, target, beside, w)
         head = self._causal.get_output_embeddings()
-        scale, softcap = _logit_shape(self._causal.config)
-        return token_logprobs(
-            picked, head.weight, target, bias=head.bias, scale=scale, softcap=softcap, dtype=self._head_dtype
-        )
+        scale, softcap = logit_shape(self._causal.config)
+        shape: dict[str, Any] = {"bias": head.bias, "scale": scale, "softcap": softcap, "dtype": self._head_dtype}
+        if beside is None or w is None:
+            return token_logprobs(picked, head.weight, target, **shape)
+        if self._base is not None:
+            own = causal_model(self._base).get_output_embeddings()
+            shape |= {"base_weight": own.weight, "base_bias": own.bias}
+        return guided_token_logprobs(picked, beside, head.weight, target, w, **shape)
 
     def _head_is_a_matrix(self) -> bool:
         # Exactly nn.Linear: an adapted, quantised or otherwise wrapped output layer computes something else.
@@ -131,7 +186,7 @@ class PairScorer:
         """Switch off each shortcut that does not reproduce the plain way on a few tokens."""
         pairs = _probe_pairs(int(self._causal.config.get_text_config().vocab_size))
         plain = layout_pairs(pairs, branched=False)
-        with _evaluating(model):
+        with as_in_decoding(model):
             wanted = (self.plain_head, self.branched)
             self.plain_head = False
             expected = self._sums(model, plain)
@@ -157,9 +212,21 @@ class PairScorer:
 
 
 def sequence_logprobs(
-    model: Any, pairs: Sequence[EncodedPair], *, scorer: PairScorer | None = None, batch_size: int = 16
+    model: Any,
+    pairs: Sequence[EncodedPair],
+    *,
+    scorer: PairScorer | None = None,
+    batch_size: int = 16,
+    guided_by: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log π(a|x) and log π(b|x) of each pair, without gradients, pairs of like length batched together.
+
+    Args:
+        model: as for :class:`PairScorer`.
+        pairs: at least one.
+        scorer: made for ``model``; a new one by default.
+        batch_size: pairs a forward.
+        guided_by: w, for the reward that decoding with this pull acts on, in place of the log-probability.
 
     Returns:
         Two (P,) float32 tensors on the CPU, nats, in the order of ``pairs``.
@@ -169,11 +236,12 @@ def sequence_logprobs(
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].prompt_ids) + len(pairs[i].a_ids))
     result = torch.empty(2, len(pairs))
     device = causal_model(model).get_output_embeddings().weight.device
-    with _evaluating(model):
+    with as_in_decoding(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = on_device(scorer.layout([pairs[i] for i in chosen]), device)
-            result[:, chosen] = torch.stack(scorer(model, batch)).float().cpu()
+            w = None if guided_by is None else torch.full((len(chosen),), guided_by)
+            result[:, chosen] = torch.stack(scorer(model, batch, guided_by=w)).float().cpu()
     return result[0], result[1]
 
 
@@ -183,74 +251,29 @@ def on_device(batch: PairBatch, device: torch.device) -> PairBatch:
     return cast("PairBatch", moved)
 
 
-def causal_model(model: Any) -> Any:
-    """Return the transformers causal LM inside ``model``, which may be a PEFT model or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _generic_logprobs(logits: Tensor, target: Tensor, base: Tensor | None = None, w: Tensor | None = None) -> Tensor:
+    """Log-probabilities, or h beside the base's logits, from (N, V) → (N,), widened to float32 chunk by chunk."""
+
+    def part(rows: Tensor, ids: Tensor, beside: Tensor | None, pull: Tensor | None) -> Tensor:
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        if beside is not None and pull is not None:
+            return decoded_reward(beside.to(wide), rows.to(wide), ids, pull.to(wide)).reward
+        return torch.log_softmax(rows.to(wide), -1).gather(1, ids[:, None]).squeeze(1)
+
+    def chunks(tensor: Tensor | None) -> Iterable[Tensor | None]:
+        return repeat(None) if tensor is None else tensor.split(_GENERIC_CHUNK)
+
+    columns = zip(chunks(logits), chunks(target), chunks(base), chunks(w), strict=False)
+    return torch.cat([cast("Tensor", checkpoint(part, *column, use_reentrant=False)) for column in columns])
 
 
-@contextmanager
-def _evaluating(model: Any) -> Generator[None]:
-    """Dropout and gradients off; training mode as it was afterwards."""
-    was_training = bool(model.training)
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def _outputs_of(module: Any) -> Generator[list[Tensor]]:
-    """Collect the first output of each call of ``module``."""
-    outputs: list[Tensor] = []
-
-    def keep(_module: Any, _arguments: Any, output: Any) -> None:
-        outputs.append(output[0])
-
-    handle = module.register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-def _generic_logprobs(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities from ready logits (N, V) → (N,), widened to float32 one chunk at a time."""
-
-    def part(rows: Tensor, ids: Tensor) -> Tensor:
-        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        return torch.log_softmax(wide, -1).gather(1, ids[:, None]).squeeze(1)
-
-    chunks = zip(logits.split(_GENERIC_CHUNK), target.split(_GENERIC_CHUNK), strict=True)
-    return torch.cat([cast("Tensor", checkpoint(part, rows, ids, use_reentrant=False)) for rows, ids in chunks])
-
-
-def _logit_shape(config: Any) -> tuple[float, float | None]:
-    """Return (scale, softcap) of the logits, by the names that architectures give them."""
-    text = config.get_text_config()
-    scale = float(getattr(text, "logit_scale", None) or 1.0)
-    divisor = float(getattr(text, "logits_scaling", None) or 1.0)
-    softcap = getattr(text, "final_logit_softcapping", None)
-    return scale / divisor, None if softcap is None else float(softcap)
-
-
-def _attention(causal: Any) -> str:
-    return str(getattr(causal.config, "_attn_implementation", ""))
-
-
-def _cannot_branch(causal: Any, parameters: set[str], max_length: int) -> str:
-    """Return why a shared prompt cannot be exact for this model, or ``""`` where only the probe can tell."""
-    config = causal.config.get_text_config()
-    if "position_ids" not in parameters:
-        return "the model takes no position ids"
-    if _attention(causal) not in _MASKED_ATTENTION:
-        return f"attention {_attention(causal)!r} takes no mask for every pair of tokens"
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < max_length:
-        return f"its attention window ({window}) is shorter than the sequences ({max_length})"
-    chunk = getattr(config, "attention_chunk_size", None)
-    return f"it attends within chunks of {chunk} tokens" if chunk and chunk < max_length else ""
+def _checked_pull(guided_by: Tensor, pairs: int) -> Tensor:
+    if guided_by.shape != (pairs,) or not bool(((guided_by > 0) & torch.isfinite(guided_by)).all()):
+        raise GuidanceError(
+            f"guided_by must hold one pull w for each of {pairs} pairs, all numbers above 0 (at 0 a guide is not "
+            f"decoded at all); got {guided_by.tolist()!r:.200}."
+        )
+    return guided_by.detach()
 
 
 def _probe_pairs(vocabulary: int) -> list[EncodedPair]:

@@ -40,6 +40,7 @@ def make_adapter_config(config: TrainConfig, base: Base, objectives: Sequence[st
         "lora_dropout": config.lora_dropout,
         "target_modules": targets[0] if targets == ["all-linear"] else targets,
         "task_type": "CAUSAL_LM",
+        **({"conditions_on_strength": True} if config.told_weight else {}),
         # GPT-2's layers store their weight transposed.
         "fan_in_fan_out": any(isinstance(m, Conv1D) for m in base.model.modules()),
     }

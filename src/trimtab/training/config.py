@@ -209,6 +209,16 @@ class TrainConfig(BaseModel):
         return self.alpha_per or ("example" if self.method == "uniarm" else "batch")
 
     @property
+    def told_weight(self) -> bool:
+        """Whether the guide is told how strongly it will pull."""
+        return self.decode_weights == "conditioned"
+
+    @property
+    def one_preference_a_batch(self) -> bool:
+        """Whether all pairs of a batch are read under one and the same condition."""
+        return not self.conditioned or (self.drawn_per == "batch" and not self.told_weight)
+
+    @property
     def global_weight(self) -> float:
         """λ: PARM has no global loss."""
         default = 0.1 if self.method == "uniarm" else 0.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trimtab.rewards.conditioned import preference
+from trimtab.rewards.conditioned import condition_input, preference
 from trimtab.rewards.encoding import EncodedPair
 from trimtab.rewards.labelled import LabelledPair
 from trimtab.rewards.ranking import RankReport, rank, score_margins
@@ -19,7 +19,9 @@ from trimtab.training.drawing import fixed_preferences
 
 def reading_at(model: Any, alpha: Sequence[float], config: TrainConfig) -> AbstractContextManager[None]:
     """Return a context in which the model reads under ``alpha``; nothing changes where it takes no preference."""
-    return preference(model, torch.tensor(alpha)) if config.conditioned else nullcontext()
+    if not config.conditioned:
+        return nullcontext()
+    return preference(model, condition_input(model.active_peft_config, torch.tensor(alpha), config.weight))
 
 
 class HeldOut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -100,10 +101,12 @@ def train(
     adapter = None if config.full_finetune else make_adapter_config(config, base, data.objectives)
     with arguments.main_process_first(local=False, desc="making the output folder"):
         folder = prepare_output(config, make=arguments.process_index == 0)
+    # A fully trained model is decoded beside the base it was: decode-aware training keeps that as a frozen copy.
+    frozen = copy.deepcopy(base.model) if adapter is None and config.loss == "decode-aware" else None
     model = base.model.requires_grad_(True) if adapter is None else add_adapter(base, adapter)
     ranking = HeldOut(pairs.held_out, data.objectives, config)
     ranking.before(model)
-    trainer = _make_trainer(config, arguments, model, data.objectives, pairs, folder)
+    trainer = _make_trainer(config, arguments, model, frozen, data.objectives, pairs, folder)
     outcome = _run(trainer, checkpoint, folder)
     reports = ranking.after(model)
     manifest = _manifest(config, data, base, reference, eos, len(pairs.train), outcome, reports)
@@ -117,12 +120,19 @@ def train(
 
 
 def _make_trainer(
-    config: TrainConfig, arguments: Any, model: Any, objectives: Sequence[str], pairs: RunPairs, folder: Path
+    config: TrainConfig,
+    arguments: Any,
+    model: Any,
+    frozen: Any,
+    objectives: Sequence[str],
+    pairs: RunPairs,
+    folder: Path,
 ) -> GuideTrainer:
     from transformers import PrinterCallback
 
     if arguments.device != model.device:
-        model.to(arguments.device)
+        for moved in filter(None, (model, frozen)):
+            moved.to(arguments.device)
     k = len(objectives)
     with reading_at(model, fixed_preferences(k)[-1], config):
         scorer = PairScorer(
@@ -130,15 +140,15 @@ def _make_trainer(
             max_length=config.max_length,
             share_prompt=config.share_prompt,
             head_dtype=torch.bfloat16 if uses_bfloat16(config) else None,
+            base=frozen,
         )
-    share_root = config.drawn_per == "batch" or not config.conditioned
     trainer = GuideTrainer(
         config=config,
         scorer=scorer,
         objectives=objectives,
         model=model,
         args=arguments,
-        data_collator=PairCollator(scorer, share_root=share_root),
+        data_collator=PairCollator(scorer, share_root=config.one_preference_a_batch),
         train_dataset=PairDataset(pairs.train),
         eval_dataset=PairDataset(at_fixed_preferences(pairs.held_out, k)) if pairs.held_out else None,
         callbacks=[MetricsFile(folder), ProgressBar()],
@@ -208,6 +218,7 @@ def _manifest(
         ),
         beta=config.beta,
         weight=config.weight,
+        conditions_on_strength=config.told_weight,
         base=reference,
         tokenizer_hash=tokenizer_hash(base.tokenizer),
         eos_token_id=eos,

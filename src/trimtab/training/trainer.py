@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from trimtab.errors import NumericalError
-from trimtab.rewards.conditioned import preference
+from trimtab.rewards.conditioned import condition_input, preference
 from trimtab.rewards.layout import PairBatch
 from trimtab.rewards.scoring import PairScorer
 from trimtab.training.collator import TrainingBatch
@@ -102,12 +102,14 @@ class GuideTrainer(Trainer):
 
     def _scored(self, model: Any, batch: TrainingBatch, alpha: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the second answers' rewards in nats, (P,) each."""
+        guided_by = weights if self._config.loss == "decode-aware" else None
         if not self._config.conditioned:
-            return self._scorer(model, batch, common_gradient=False)
-        alike = bool((alpha == alpha[0]).all())
-        inner = self.accelerator.unwrap_model(model)
-        with preference(inner, alpha[0] if alike else alpha, index=None if alike else batch["pair_of"]):
-            return self._scorer(model, batch, common_gradient=False)
+            return self._scorer(model, batch, common_gradient=False, guided_by=guided_by)
+        inner: Any = self.accelerator.unwrap_model(model)
+        told = condition_input(inner.active_peft_config, alpha, weights)
+        alike = bool((told == told[0]).all())
+        with preference(inner, told[0] if alike else told, index=None if alike else batch["pair_of"]):
+            return self._scorer(model, batch, common_gradient=False, guided_by=guided_by)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -26,6 +26,10 @@ class ConditionedConfig(PeftConfig):
     objectives: list[str] = field(
         default_factory=list[str], metadata={"help": "Names of the objectives, in the order in which α counts them."}
     )
+    conditions_on_strength: bool = field(
+        default=False,
+        metadata={"help": "Whether it is also told the pull w: its input is [α, log w], and log w = 0 is α alone."},
+    )
     target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt, 'all-linear', or a regular expression, as for LoRA."}
     )
@@ -54,8 +58,16 @@ class ConditionedConfig(PeftConfig):
             setattr(self, name, set(value) if isinstance(value, list) else value)
         if not _are_names(self.objectives) or len(set(self.objectives)) < len(self.objectives):
             raise ConfigError(f"'objectives' must name at least one objective, each once; got {self.objectives!r}.")
+        told: Any = self.conditions_on_strength
+        if not isinstance(told, bool):
+            raise ConfigError(f"'conditions_on_strength' is {told!r}: use true or false.")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"'lora_dropout' is {self.lora_dropout!r}: use a number from 0 to below 1.")
+
+    @property
+    def input_width(self) -> int:
+        """K, or K + 1 for a guide that is told its pull: the length of what its layers are conditioned on."""
+        return len(self.objectives) + self.conditions_on_strength
 
     @property
     def scaling(self) -> float:

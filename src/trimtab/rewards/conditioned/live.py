@@ -29,7 +29,8 @@ class LivePreference:
         alphas: adapter → α, (K,) for all rows or (B, K) for one a row.
         ready: adapter → layer → conditions that were computed ahead.
         indices: adapter → (B, T) long, the row of α that each token has; absent where row b of α is row b of the batch.
-        sizes: adapter → K.
+        sizes: adapter → the length of its input: K, or K + 1 where it is told its pull.
+        told_strength: adapters that are told their pull.
         encoders: adapter → module that turns α into the conditioning vector; α itself where there is none.
     """
 
@@ -38,6 +39,7 @@ class LivePreference:
         self.ready: dict[str, Mapping[str, Conditions]] = {}
         self.indices: dict[str, Tensor] = {}
         self.sizes: dict[str, int] = {}
+        self.told_strength: set[str] = set()
         self.encoders: Mapping[str, nn.Module] = {}
 
     def encode(self, adapter: str, alpha: Tensor) -> Tensor:
@@ -134,6 +136,8 @@ def preference(
     Args:
         model: a model with MoSLoRA or PBLoRA layers.
         alpha: (K,) for all rows, or (B, K) for one a row, in the order of the guide's objectives; ``None`` unsets it.
+            For a guide that is told its pull, what :func:`trimtab.rewards.conditioned.condition_input` makes of both,
+            with K + 1 columns.
         adapter: the adapter meant; all active ones by default.
         precompute: compute what the layers make of α now and without gradients. For decoding, where many forwards
             have one α; weights that change inside are then not seen.
@@ -228,10 +232,13 @@ def _check(alpha: Tensor, adapter: str, live: LivePreference) -> Tensor:
     if size is None:
         raise GuidanceError(f"There is no adapter {adapter!r} that takes a preference; there are {sorted(live.sizes)}.")
     if alpha.ndim not in (1, 2) or alpha.shape[-1] != size:
-        raise GuidanceError(
-            f"A preference of shape {list(alpha.shape)} does not fit a guide with {size} objectives: pass ({size},) "
-            f"for all rows, or (rows, {size})."
-        )
+        shape = f"A preference of shape {list(alpha.shape)} does not fit a guide with"
+        if adapter in live.told_strength:
+            raise GuidanceError(
+                f"{shape} {size - 1} objectives that is told its pull: pass condition_input(config, alpha, weight), "
+                f"({size},) for all rows, or (rows, {size})."
+            )
+        raise GuidanceError(f"{shape} {size} objectives: pass ({size},) for all rows, or (rows, {size}).")
     return alpha
 
 

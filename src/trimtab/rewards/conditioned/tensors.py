@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.errors import GuideError
 from trimtab.rewards.conditioned.folder import split_tensors
 from trimtab.rewards.conditioned.live import Conditions
+from trimtab.rewards.conditioned.strength import condition_input
 from trimtab.rewards.moslora.functional import conditioning_vector, modulated_delta, modulation
 from trimtab.rewards.pblora.functional import bilinear_delta, mixture, right_factor
 
@@ -54,20 +55,24 @@ class ConditionedTensors:
         """The objectives' names, in the order in which α counts them."""
         return tuple(self.config.objectives)
 
-    def inputs(self, alpha: Tensor, weight: Tensor) -> Tensor:
-        """Return what :meth:`conditioning` takes for a preference and the weight that the guide is used with: α.
+    def inputs(self, alpha: Tensor, weight: Tensor | float | None = None) -> Tensor:
+        """Return what :meth:`conditioning` and :meth:`at` take: α, or [α, log w] for a guide that is told its pull.
 
         Args:
-            alpha: (K,) or (B, K).
-            weight: w, () or (B,).
+            alpha: (..., K).
+            weight: w, the guide's whole pull after every strength (see :func:`condition_input`).
+
+        Raises:
+            GuidanceError: α has another length than the guide has objectives, or w is needed and is missing, not
+                above 0, or of another shape.
         """
-        return alpha
+        return condition_input(self.config, alpha, weight)
 
     def conditioning(self, alpha: Tensor) -> dict[str, Conditions]:
-        """Return module → what the layer makes of α; computed once a request, for it depends on α only.
+        """Return module → what the layer makes of α; computed once a request, for it depends on :meth:`inputs` only.
 
         Args:
-            alpha: (K,) or (B, K).
+            alpha: (K,) or (B, K), or with one column more: from :meth:`inputs`.
 
         Returns:
             MoSLoRA: (γ, δ), each (..., R) or ``None``. PBLoRA: (M,), (..., R2, R2). The dots are () or (B,); nothing
@@ -89,7 +94,7 @@ class ConditionedTensors:
         raise NotImplementedError
 
     def at(self, alpha: Tensor) -> dict[str, LoraFactors]:
-        """Return module → the plain LoRA that equals this guide at one α, (K,)."""
+        """Return module → the plain LoRA that equals this guide at one α, (K,), or at one [α, log w]."""
         raise NotImplementedError
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> ConditionedTensors:

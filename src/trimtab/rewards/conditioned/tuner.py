@@ -189,7 +189,9 @@ class ConditionedModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         width = self._conditioning_width(peft_config, adapter_name, target)
-        self.live.sizes[adapter_name] = len(peft_config.objectives)
+        self.live.sizes[adapter_name] = peft_config.input_width
+        if peft_config.conditions_on_strength:
+            self.live.told_strength.add(adapter_name)
         peft_config.fan_in_fan_out = isinstance(getattr(target, "base_layer", target), Conv1D)
         if isinstance(target, ConditionedLayer):
             target.update_layer(adapter_name, peft_config, width)
@@ -207,13 +209,14 @@ class ConditionedModel(BaseTuner):
 
     def _conditioning_width(self, config: Any, adapter: str, target: Any) -> int:
         """Return D_C, after making what the adapter's layers share."""
-        return len(config.objectives)
+        return config.input_width
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter."""
         super().delete_adapter(adapter_name)
         for table in (self.live.alphas, self.live.ready, self.live.sizes):
             table.pop(adapter_name, None)
+        self.live.told_strength.discard(adapter_name)
 
     def _unload_and_optionally_merge(
         self,

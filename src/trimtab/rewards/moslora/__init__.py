@@ -3,7 +3,7 @@
 Importing this package registers the method with PEFT, so that ``PeftModel.from_pretrained`` loads its folders.
 """
 
-from trimtab.rewards.conditioned import conditioning, preference, set_preference
+from trimtab.rewards.conditioned import condition_input, conditioning, preference, set_preference
 from trimtab.rewards.conditioned.registry import register
 from trimtab.rewards.moslora.config import PREFIX, MoSLoRAConfig
 from trimtab.rewards.moslora.encoder import ObjectiveEncoder, embed_descriptions
@@ -16,6 +16,7 @@ __all__ = [
     "MoSLoRALayer",
     "MoSLoRAModel",
     "ObjectiveEncoder",
+    "condition_input",
     "conditioning",
     "embed_descriptions",
     "merged_delta",

@@ -10,6 +10,7 @@ from typing import Any, cast
 from trimtab.errors import ConfigError
 from trimtab.rewards.conditioned.config import ConditionedConfig, Shapes, check_choice, check_rank
 from trimtab.rewards.conditioned.registry import add_peft_type
+from trimtab.rewards.conditioned.strength import STRENGTH
 
 PEFT_TYPE = add_peft_type("MOSLORA")
 PREFIX = "moslora_"
@@ -48,6 +49,12 @@ class MoSLoRAConfig(ConditionedConfig):
         metadata={"help": "The descriptions' token ids, so that no tokenizer is needed."},
     )
 
+    strength_description: str = field(
+        default=STRENGTH,
+        metadata={"help": "The sentence that log w multiplies, where the condition is 'text' and w is told."},
+    )
+    strength_token_ids: list[int] = field(default_factory=list[int], metadata={"help": "Its token ids."})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
@@ -75,12 +82,20 @@ class MoSLoRAConfig(ConditionedConfig):
             ConfigError: a description is empty, or an option has a value that cannot work.
         """
         ids = [encode_description(text, tokenizer) for text in objectives.values()]
+        if options.get("conditions_on_strength"):
+            sentence = options.setdefault("strength_description", STRENGTH)
+            options["strength_token_ids"] = encode_description(sentence, tokenizer)
         return cls(
             objectives=list(objectives),
             descriptions=list(objectives.values()),
             description_token_ids=ids,
             **options,
         )
+
+    @property
+    def embedded_token_ids(self) -> list[list[int]]:
+        """The token ids of what is embedded where the condition is 'text': the objectives, then log w's sentence."""
+        return [*self.description_token_ids, *([self.strength_token_ids] if self.conditions_on_strength else [])]
 
     @property
     def scaling(self) -> float:
@@ -99,7 +114,7 @@ class MoSLoRAConfig(ConditionedConfig):
 
     def factor_shapes(self) -> Shapes:
         """Return the tensors of one adapted layer."""
-        width = {"alpha": len(self.objectives), "learned": self.objective_dim}.get(self.condition)
+        width = {"alpha": self.input_width, "learned": self.objective_dim}.get(self.condition)
         generator = (self.r, self.trunk_dim if self.generator == "shared" else width)
         shapes: Shapes = {f"{PREFIX}A": (self.r, None), f"{PREFIX}B": (None, self.r)}
         if self.scales:
@@ -110,10 +125,10 @@ class MoSLoRAConfig(ConditionedConfig):
 
     def shared_shapes(self) -> Shapes:
         """Return the tensors that all layers share."""
-        width = {"alpha": len(self.objectives), "learned": self.objective_dim}.get(self.condition)
+        width = {"alpha": self.input_width, "learned": self.objective_dim}.get(self.condition)
         shapes: Shapes = {}
         if self.condition != "alpha":
-            shapes[f"{ENCODER}.objectives"] = (len(self.objectives), width)
+            shapes[f"{ENCODER}.objectives"] = (self.input_width, width)
         if self.generator == "shared":
             shapes[f"{ENCODER}.trunk"] = (self.trunk_dim, width)
         return shapes
@@ -124,6 +139,11 @@ class MoSLoRAConfig(ConditionedConfig):
             raise ConfigError(
                 "condition='text' needs the token ids of one description an objective: make the options with "
                 "MoSLoRAConfig.described({name: sentence, ...}, tokenizer)."
+            )
+        if self.conditions_on_strength and not _are_token_ids(self.strength_token_ids):
+            raise ConfigError(
+                "condition='text' with conditions_on_strength needs the token ids of a sentence for log w: make the "
+                "options with MoSLoRAConfig.described({name: sentence, ...}, tokenizer, conditions_on_strength=True)."
             )
 
 
@@ -139,5 +159,5 @@ def encode_description(text: str, tokenizer: Any) -> list[int]:
         ConfigError: it is empty.
     """
     if not text.strip():
-        raise ConfigError("An objective's description is empty: write one sentence on what is preferred.")
+        raise ConfigError("A description is empty: write one sentence, for an objective on what is preferred.")
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -31,7 +31,8 @@ class ObjectiveEncoder(nn.Module):
     """p = c·Σ_i α_i o_i, or tanh(T p) with a shared trunk T; the o_i are stored in the checkpoint.
 
     Attributes:
-        objectives: the o_i, (K, D_O): a buffer (text), a parameter (learned) or ``None`` (p = α).
+        objectives: the o_i, (K, D_O): a buffer (text), a parameter (learned) or ``None`` (p = α). A guide that is told
+            its pull has one row more, the last, which log w multiplies.
         trunk: T, (D_H, D_O), or ``None``.
         width: D_C, the length of what it returns.
     """
@@ -41,14 +42,14 @@ class ObjectiveEncoder(nn.Module):
         self.scale = config.condition_scale
         self.objectives: Tensor | None = None
         self.trunk: Tensor | None = None
-        width = len(config.objectives)
+        width = config.input_width
         if config.condition == "text" and embedding is not None:
             del self.objectives
-            self.register_buffer("objectives", embed_descriptions(config.description_token_ids, embedding.detach()))
+            self.register_buffer("objectives", embed_descriptions(config.embedded_token_ids, embedding.detach()))
             width = embedding.shape[1]
         elif config.condition == "learned":
             width = config.objective_dim
-            self.objectives = nn.Parameter(torch.randn(len(config.objectives), width))
+            self.objectives = nn.Parameter(torch.randn(config.input_width, width))
         if config.generator == "shared":
             self.trunk = nn.Parameter(torch.empty(config.trunk_dim, width))
             nn.init.kaiming_uniform_(self.trunk, a=math.sqrt(5))
@@ -56,5 +57,5 @@ class ObjectiveEncoder(nn.Module):
         self.width = width
 
     def forward(self, alpha: Tensor) -> Tensor:
-        """Return the conditioning vector, (..., D_C), for α, (..., K); at least float32."""
+        """Return the conditioning vector, (..., D_C), for α, (..., K), or [α, log w]; at least float32."""
         return conditioning_vector(alpha, self.objectives, self.trunk, self.scale)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def mixed_vector(alpha: Tensor, objectives: Tensor | None) -> Tensor:
-    """Return p = Σ_i α_i o_i.
+    """Return p = Σ_i α_i o_i, or Σ_i α_i o_i + log w·o_w where the input is [α, log w].
 
     Args:
-        alpha: (..., K).
-        objectives: the o_i, (K, D_O); ``None`` stands for the identity, so that p = α.
+        alpha: (..., K); a guide that is told its pull w has one column more.
+        objectives: the o_i, (K, D_O), likewise; ``None`` stands for the identity, so that p = α.
 
     Returns:
         p, (..., D_O), at least float32.

@@ -57,7 +57,7 @@ class MoSLoRAModel(ConditionedModel):
             del self.moslora_encoder[adapter_name]
 
     def add_objective(self, name: str, description: str, tokenizer: Any, *, adapter: str = "default") -> None:
-        """Add an objective by its description alone; it becomes the last entry of α.
+        """Add an objective by its description alone; it becomes the last entry of α, before log w where w is told.
 
         Args:
             name: a new name.
@@ -79,10 +79,12 @@ class MoSLoRAModel(ConditionedModel):
         ids = encode_description(description, tokenizer)
         encoder: Any = self.moslora_encoder[adapter]
         row = embed_descriptions([ids], self.model.get_input_embeddings().weight.detach())
-        encoder.objectives = torch.cat([encoder.objectives, row.to(encoder.objectives)])
+        known = len(config.objectives)  # log w's row, if there is one, stays the last
+        rows: Tensor = encoder.objectives
+        encoder.objectives = torch.cat([rows[:known], row.to(rows), rows[known:]])
         config.objectives = [*config.objectives, name]
         config.descriptions = [*config.descriptions, description]
         config.description_token_ids = [*config.description_token_ids, ids]
-        self.live.sizes[adapter] = len(config.objectives)
+        self.live.sizes[adapter] = config.input_width
         for table in (self.live.alphas, self.live.ready):
             table.pop(adapter, None)

@@ -3,7 +3,7 @@
 Importing this package registers the method with PEFT, so that ``PeftModel.from_pretrained`` loads its folders.
 """
 
-from trimtab.rewards.conditioned import conditioning, preference, set_preference
+from trimtab.rewards.conditioned import condition_input, conditioning, preference, set_preference
 from trimtab.rewards.conditioned.registry import register
 from trimtab.rewards.pblora.config import PREFIX, PBLoRAConfig
 from trimtab.rewards.pblora.functional import bilinear_delta, merged_delta, mixture
@@ -15,6 +15,7 @@ __all__ = [
     "PBLoRALayer",
     "PBLoRAModel",
     "bilinear_delta",
+    "condition_input",
     "conditioning",
     "merged_delta",
     "mixture",

@@ -47,5 +47,5 @@ class PBLoRAConfig(ConditionedConfig):
             f"{PREFIX}A": (self.r, None),
             f"{PREFIX}B": (None, self.r),
             f"{PREFIX}W1": (self.r1, self.r1),
-            f"{PREFIX}C": (len(self.objectives), self.r2, self.r2),
+            f"{PREFIX}C": (self.input_width, self.r2, self.r2),
         }

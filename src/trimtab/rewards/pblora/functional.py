@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 def mixture(alpha: Tensor, C: Tensor) -> Tensor:
-    """Return M(α) = Σ_i α_i C_i.
+    """Return M(α) = Σ_i α_i C_i, or Σ_i α_i C_i + log w·C_w where the input is [α, log w].
 
     Args:
-        alpha: (..., K).
-        C: (K, R2, R2).
+        alpha: (..., K); a guide that is told its pull w has one column more.
+        C: (K, R2, R2), likewise.
 
     Returns:
         (..., R2, R2), at least float32.

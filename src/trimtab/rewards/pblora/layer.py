@@ -20,7 +20,7 @@ class PBLoRALayer(ConditionedLayer):
         pblora_A: [A1; A2], (R1 + R2, D_IN), Kaiming.
         pblora_B: [B1 B2], (D_OUT, R1 + R2), zero.
         pblora_W1: (R1, R1), Kaiming.
-        pblora_C: (K, R2, R2), Kaiming.
+        pblora_C: (K, R2, R2), Kaiming; for a guide told its pull one more, zero, which log w multiplies.
     """
 
     adapter_layer_names = ("pblora_A", "pblora_B", "pblora_W1", "pblora_C")
@@ -36,7 +36,7 @@ class PBLoRALayer(ConditionedLayer):
         self.pblora_dropout = nn.ModuleDict()
 
     def update_layer(self, adapter: str, config: Any, width: int) -> None:
-        """Add an adapter; ``width`` is K."""
+        """Add an adapter; ``width`` is K, or K + 1 for a guide that is told its pull."""
         self.scaling[adapter] = config.scaling
         self.pblora_dropout[adapter] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.pblora_A[adapter] = nn.Parameter(torch.empty(config.r, self.in_features))
@@ -45,13 +45,15 @@ class PBLoRALayer(ConditionedLayer):
         self.pblora_C[adapter] = nn.Parameter(torch.empty(width, config.r2, config.r2))
         for matrix in (self.pblora_A[adapter], self.pblora_W1[adapter], *self.pblora_C[adapter]):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+        if config.conditions_on_strength and config.init_weights:
+            nn.init.zeros_(self.pblora_C[adapter][-1])  # it starts without a say, as MoSLoRA's generators do
         if not config.init_weights:
             nn.init.normal_(self.pblora_B[adapter], std=0.1)
         self._move_adapter_to_device_of_base_layer(adapter)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def conditions(self, adapter: str, vector: Tensor) -> Conditions:
-        """Return (M,), (..., R2, R2); the conditioning vector is α itself."""
+        """Return (M,), (..., R2, R2); the conditioning vector is the input itself, α or [α, log w]."""
         return (mixture(vector, self.pblora_C[adapter]),)
 
     def row_delta(self, adapter: str, x: Tensor, conditions: Conditions) -> Tensor:
