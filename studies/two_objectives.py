@@ -41,12 +41,13 @@ from objectives.plan import (
     print_plan,
 )
 from objectives.ranking import margins, rank_all
-from objectives.report import plain, write_report
+from objectives.report import gains, plain, write_report
 from trimtab.evaluation.fronts import summarise_fronts
 from trimtab.models import load_base
 
 HERE = Path(__file__).parent
 BASELINE = "GenARM"
+CONTROL = "untrained"
 SAMPLES = 6
 
 
@@ -96,9 +97,14 @@ def answer_and_score(
     for name, scorers in make_scorers(data, pairs, work).items():
         described[name] = describe(scorers, pairs.val)
         cubes = reward_cubes(scorers, answers, prompts)
-        baseline = BASELINE if BASELINE in cubes else None
-        summaries = summarise_fronts(alphas, cubes, baseline=baseline, seed=options.seed)
-        fronts[name] = {method: plain(summary) for method, summary in summaries.items()}
+        over = {
+            baseline: summarise_fronts(alphas, cubes, baseline=baseline, seed=options.seed)
+            for baseline in (BASELINE, CONTROL)
+        }
+        fronts[name] = {
+            method: {**plain(summary), "over_control": gains(over[CONTROL][method])}
+            for method, summary in over[BASELINE].items()
+        }
     beside = {
         method: {
             "kl": [sum(a["log_ratio"]) / max(1, sum(a["tokens"])) for a in rows],

@@ -47,8 +47,9 @@ def read_pairs(data: DataSet, options: Any, work: Path) -> Pairs:
     for name, rows in files.items():
         write_comparisons(paths[name], rows)
     dev, val = shuffled(dev)[: options.dev_pairs], shuffled(parts["val"])[: options.val_pairs]
-    counts = {**{k: len(v) for k, v in files.items()}, "dev": len(dev), "val": len(val), "scorer": len(parts["scorer"])}
-    return Pairs(paths["train"], paths["tune"], dev, val, parts["scorer"], counts)
+    scorer = shuffled(parts["scorer"])[: options.scorer_pairs]
+    counts = {**{k: len(v) for k, v in files.items()}, "dev": len(dev), "val": len(val), "scorer": len(scorer)}
+    return Pairs(paths["train"], paths["tune"], dev, val, scorer, counts)
 
 
 def shuffled(rows: Sequence[Comparison]) -> list[Comparison]:

@@ -16,6 +16,7 @@ TRAIN_TOKENS_A_SECOND = 200.0
 RANK_TOKENS_A_SECOND = 600.0
 ANSWER_TOKENS_A_SECOND = 48 * 48 / 75
 """SmolLM2-135M on one thread of a two-core machine: measured, and only used to print the budget."""
+SCORER_SECONDS = 120.0
 DECODE_AWARE_COST = 4 / 3
 """A forward of the base beside forward and backward of the guide."""
 
@@ -137,6 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--tune-pairs", type=int, default=64, help="pairs that each learning rate is tried on")
     a("--dev-pairs", type=int, default=24, help="pairs by which the learning rate is chosen (not of the test)")
     a("--val-pairs", type=int, default=72, help="held-out pairs that are ranked")
+    a("--scorer-pairs", type=int, default=2000, help="most pairs that the scorers are fitted on")
     a("--rank-steps", type=int, default=10, help="α = 0, 1/N, …, 1 for ranking")
     a("--prompts", type=int, default=28, help="prompts that are answered")
     a("--max-tokens", type=int, default=48)
@@ -158,6 +160,7 @@ SMOKE: dict[str, Any] = {
     "prompts": 2,
     "max_tokens": 4,
     "answer_steps": 2,
+    "scorer_pairs": 24,
 }
 
 
@@ -247,6 +250,7 @@ def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
         ("training", runs * options.train_pairs * options.epochs * pair / TRAIN_TOKENS_A_SECOND),
         ("ranking", passes * options.val_pairs * pair / RANK_TOKENS_A_SECOND),
         ("answers", settings * tokens / ANSWER_TOKENS_A_SECOND),
+        ("scorers", SCORER_SECONDS),
         ("KL", settings * options.prompts * (options.max_tokens + 48) * 2 / RANK_TOKENS_A_SECOND),
     ]
     if options.ablate:
