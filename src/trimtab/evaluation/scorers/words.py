@@ -1,4 +1,4 @@
-"""Scorers that are not the guide: what says whether guided answers are better must not be what guided them."""
+"""A scorer that reads words and word pairs: weak, quick, and easy to look into."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError, DataError
-from trimtab.preferences.records import Comparison, response_text
+from trimtab.evaluation.scorers.common import About, oriented, pair_accuracy
+from trimtab.models import Text
+from trimtab.preferences.records import Comparison
 
 _MIN_COUNT = 2
 _WORD = r"[A-Za-z']+|[!?,]"
@@ -51,7 +53,7 @@ class BagOfWordsScorer:
             from sklearn.linear_model import LogisticRegression
         except ImportError as error:
             raise ConfigError('The bag-of-words scorer needs scikit-learn: pip install "trimtab[demo]".') from error
-        chosen, rejected = _oriented_texts(comparisons, objective)
+        _, chosen, rejected = oriented(comparisons, objective)
         if not chosen:
             raise DataError(f"No comparison has a label for {objective!r}, so no scorer can be fitted.")
         vectoriser: Any = CountVectorizer(binary=True, ngram_range=(1, 2), min_df=_MIN_COUNT, token_pattern=_WORD)
@@ -64,8 +66,13 @@ class BagOfWordsScorer:
         model.fit(stacked, sides)
         return cls(objective, vectoriser, cast("NDArray[np.float64]", model.coef_[0]))
 
-    def score(self, answers: Sequence[str]) -> NDArray[np.float64]:
-        """Return r(y) for each answer, (N,), in nats; 0 for an answer with no known word."""
+    @property
+    def about(self) -> About:
+        """What the number means."""
+        return About(self.objective, "Bradley–Terry over words and word pairs of the answer")
+
+    def score(self, answers: Sequence[str], prompts: Sequence[Text] | None = None) -> NDArray[np.float64]:
+        """Return r(y) for each answer, (N,), in nats; 0 for an answer with no known word. Prompts are not read."""
         return cast("NDArray[np.float64]", self.vectoriser.transform(list(answers)) @ self.weights)
 
     def accuracy(self, comparisons: Sequence[Comparison]) -> float:
@@ -74,21 +81,4 @@ class BagOfWordsScorer:
         Raises:
             DataError: no comparison has a label for the objective.
         """
-        chosen, rejected = _oriented_texts(comparisons, self.objective)
-        if not chosen:
-            raise DataError(f"No comparison has a label for {self.objective!r}.")
-        margin = self.score(chosen) - self.score(rejected)
-        return float(np.mean((margin > 0) + 0.5 * (margin == 0)))
-
-
-def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval of the mean of ``values`` (10,000 resamples)."""
-    sample = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(sample), size=(10_000, len(sample)))
-    low, high = np.percentile(sample[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _oriented_texts(comparisons: Sequence[Comparison], objective: str) -> tuple[list[str], list[str]]:
-    pairs = [pair for c in comparisons if (pair := c.oriented(objective)) is not None]
-    return [response_text(a) for a, _ in pairs], [response_text(b) for _, b in pairs]
+        return pair_accuracy(self, comparisons)

@@ -1,0 +1,1 @@
+"""The parts of ``studies/two_objectives.py``: data, plan, guides, ranking, answers, report."""

@@ -1,0 +1,179 @@
+"""Answers over the grid: written once, scored by scorers that are not the guides, with KL and length beside."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import trimtab
+from objectives.guides import Pairs, cached, key_of, slug
+from objectives.plan import DataSet, named
+from trimtab.evaluation.scorers import ConcisenessScorer, EncoderScorer, RefusalScorer, Scorer, pair_accuracy
+from trimtab.evaluation.scorers.encoder import default_encoder
+from trimtab.preferences import Comparison
+
+PROMPTS = Path(__file__).parent.parent / "data" / "eval_prompts.jsonl.gz"
+MOST_CHARACTERS = 300
+
+
+def read_prompts(data: DataSet, pairs: Pairs, options: Any) -> list[dict[str, Any]]:
+    """Return the prompts to answer; of XSTest half are unsafe, and the test pairs' prompts are taken too."""
+    with gzip.open(PROMPTS, "rt", encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row["source"] == data.prompt_source]
+    if data.prompt_source == "xstest":
+        rows += [_as_prompt(row) for row in pairs.val]
+    unique = {row["prompt"][-1]["content"]: row for row in rows if len(row["prompt"][-1]["content"]) <= MOST_CHARACTERS}
+    ordered = sorted(unique.values(), key=lambda row: hashlib.sha256(row["prompt"][-1]["content"].encode()).hexdigest())
+    groups = [[r for r in ordered if r.get("prompt_is_safe", True) is safe] for safe in (True, False)]
+    groups = [group for group in groups if group]
+    share = -(-options.prompts // len(groups))
+    return [row for group in groups for row in group[:share]][: options.prompts]
+
+
+def _as_prompt(row: Comparison) -> dict[str, Any]:
+    prompt: Any = row.prompt
+    return {"id": row.id, "prompt": prompt, "prompt_is_safe": bool(row.extra["prompt_is_safe"])}
+
+
+def answer_all(
+    guides: dict[str, Path], guidances: Sequence[dict[str, float]], prompts: Sequence[Any], options: Any, folder: Path
+) -> list[dict[str, Any]]:
+    """Answer the prompts under each guidance; what is on disk already is not written again.
+
+    Returns:
+        One a guidance: texts, tokens written, and log p_guided − log π_base of each answer's tokens, summed.
+    """
+    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
+    texts = [row["prompt"] for row in prompts]
+    paths = [folder / f"{key_of([Path(g).name for g in guides.values()], w, texts, sampling)}.json" for w in guidances]
+    if all(path.exists() for path in paths):
+        return [cached(path, dict) for path in paths]
+    with trimtab.load(options.base, guides=guides) as engine:
+
+        def write(weights: dict[str, float]) -> dict[str, Any]:
+            answers = engine.generate(texts, guidance=weights, sampling=sampling, max_batch_size=32)
+            return {
+                "texts": [a.text for a in answers],
+                "tokens": [len(a.token_ids) for a in answers],
+                "log_ratio": [_log_ratio(engine, t, a, weights) for t, a in zip(texts, answers, strict=True)],
+            }
+
+        return [cached(path, lambda w=w: write(w)) for path, w in zip(paths, guidances, strict=True)]
+
+
+def _log_ratio(engine: Any, prompt: Any, answer: Any, weights: dict[str, float]) -> float:
+    if not any(weights.values()):
+        return 0.0
+    score = engine.score(prompt, answer.token_ids, guidance=weights)
+    return float(sum(score.combined) - sum(score.base))
+
+
+def answer_methods(
+    data: DataSet, trained: dict[str, Any], control: Path, prompts: Sequence[Any], alphas: np.ndarray, options: Any, work: Path
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    """Return method → the answers of each α; base and untrained guide know no α, so theirs are repeated."""
+    folder = work / "answers"
+    plain = answer_all({"untrained": control}, [{"untrained": 0.0}], prompts, options, folder / "base")[0]
+    sharper = answer_all(
+        {"untrained": control}, [{"untrained": options.strength}], prompts, options, folder / "untrained"
+    )[0]
+    out = {"base": [plain] * len(alphas), "untrained": [sharper] * len(alphas)}
+    guidances = [named(data.objectives, options.strength * alpha) for alpha in alphas]
+    for name, made in trained.items():
+        print(f"{data.name}: answers of {name}", flush=True)
+        guides = {objective or "guide": Path(path) for objective, path in made["folders"].items()}
+        out[name] = answer_all(guides, guidances, prompts, options, folder / slug(name))
+    return out
+
+
+class CachedEncoder:
+    """The sentence encoder, with its vectors kept in a file."""
+
+    def __init__(self, path: Path, encode: Callable[[Sequence[str]], np.ndarray] | None = None) -> None:
+        self.path, self._encode = path, encode
+        self._known: dict[str, np.ndarray] = {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                self._known = dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return (N, D)."""
+        keys = [hashlib.sha256(text.encode()).hexdigest()[:24] for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
+        if new:
+            self._encode = self._encode or default_encoder()
+            self._known |= dict(zip(new, self._encode(list(new.values())).astype(np.float32), strict=True))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(self.path, keys=np.array(list(self._known)), vectors=np.stack(list(self._known.values())))
+        return np.stack([self._known[key] for key in keys]).astype(np.float64)
+
+
+def make_scorers(data: DataSet, pairs: Pairs, work: Path) -> dict[str, tuple[Scorer, Scorer]]:
+    """Return sets of one scorer an objective: the first is what the verdict rests on."""
+    encode = CachedEncoder(work / "embeddings.npz")
+    first, second = data.objectives
+    helpful = EncoderScorer.fit(pairs.scorer, first, encode=encode)
+    if data.name == "helpful_concise":
+        return {"encoder and words": (helpful, ConcisenessScorer())}
+    return {
+        "encoder": (helpful, EncoderScorer.fit(pairs.scorer, second, encode=encode)),
+        "rules": (RefusalScorer(first, wants_refusal=False), RefusalScorer(second)),
+    }
+
+
+def describe(scorers: Sequence[Scorer], val: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Return what each scorer is, and how often it is right on all held-out pairs, and on those of like length."""
+    rows: list[dict[str, Any]] = []
+    for scorer in scorers:
+        alike = [row for row in val if _like_length(row)]
+        judged = [row for row in alike if row.oriented(scorer.about.objective)]
+        rows.append(
+            {
+                "objective": scorer.about.objective,
+                "measures": scorer.about.measures,
+                "unit": scorer.about.unit,
+                "accuracy": pair_accuracy(scorer, val),
+                "matched": pair_accuracy(scorer, judged) if judged else None,
+                "matched_pairs": len(judged),
+            }
+        )
+    return rows
+
+
+def _like_length(row: Comparison) -> bool:
+    from trimtab.preferences.records import response_text
+
+    a, b = len(response_text(row.response_a)), len(response_text(row.response_b))
+    return abs(a - b) <= 0.1 * max(a, b)
+
+
+def reward_cubes(
+    scorers: Sequence[Scorer], answers: dict[str, list[dict[str, Any]]], prompts: Sequence[Any]
+) -> dict[str, np.ndarray]:
+    """Return method → (G, P, K), in standard deviations of the base's answers, from the base's mean.
+
+    "harmless" is asked of unsafe prompts only: elsewhere every answer has the base's mean. The scale is fixed by the base,
+    so that volumes and sums over objectives do not hang on units.
+    """
+    texts = [row["prompt"] for row in prompts]
+    cubes = {
+        name: np.stack(
+            [np.stack([scorer.score(a["texts"], texts) for scorer in scorers], axis=1) for a in grid_answers]
+        )
+        for name, grid_answers in answers.items()
+    }
+    for k, scorer in enumerate(scorers):
+        asked = np.ones(len(texts), dtype=bool)
+        if scorer.about.objective == "harmless":
+            asked = np.array([not row.get("prompt_is_safe", True) for row in prompts])
+        plain = cubes["base"][0, asked, k]
+        scale = float(plain.std()) or 1.0
+        for cube in cubes.values():
+            cube[:, :, k] = np.where(asked, (cube[:, :, k] - plain.mean()) / scale, 0.0)
+    return cubes

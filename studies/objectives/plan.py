@@ -1,0 +1,272 @@
+"""What is compared, at which size, and what it costs: data sets, methods, ranks of equal size, the budget in minutes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = 0.02
+TRAIN_TOKENS_A_SECOND = 200.0
+RANK_TOKENS_A_SECOND = 600.0
+ANSWER_TOKENS_A_SECOND = 48 * 48 / 75
+"""SmolLM2-135M on one thread of a two-core machine: measured, and only used to print the budget."""
+SCORER_SECONDS = 120.0
+DECODE_AWARE_COST = 4 / 3
+"""A forward of the base beside forward and backward of the guide."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Two objectives, in the guides' order, with one sentence each; limits in tokens."""
+
+    name: str
+    objectives: tuple[str, str]
+    descriptions: dict[str, str]
+    max_length: int
+    max_prompt_length: int
+    prompt_source: str
+    tokens_a_pair: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make guides: options of ``trimtab.train`` over the common ones."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def method(self) -> str:
+        """What ``trimtab.train`` calls it."""
+        return str(self.options["method"])
+
+    @property
+    def decode_aware(self) -> bool:
+        """Whether it is trained for the way it is decoded."""
+        return self.options.get("loss") == "decode-aware"
+
+    @property
+    def runs(self) -> float:
+        """Cost of its training in runs of plain length."""
+        return (2 if self.method == "genarm" else 1) * (DECODE_AWARE_COST if self.decode_aware else 1)
+
+
+DATA_SETS = {
+    d.name: d
+    for d in (
+        DataSet(
+            "helpful_concise",
+            ("helpful", "concise"),
+            {
+                "helpful": "The answer is helpful: it gives what was asked for, correctly and in full.",
+                "concise": "The answer is concise: it is short and says nothing that is not needed.",
+            },
+            224,
+            96,
+            "alpaca_eval",
+            165,
+        ),
+        DataSet(
+            "helpful_harmless",
+            ("helpful", "harmless"),
+            {
+                "helpful": "The answer is helpful: it does what was asked for.",
+                "harmless": "The answer is harmless: it refuses what could hurt someone.",
+            },
+            104,
+            48,
+            "xstest",
+            156,
+        ),
+    )
+}
+
+_AWARE = {"loss": "decode-aware"}
+METHODS = {
+    m.name: m
+    for m in (
+        Method("GenARM", {"method": "genarm"}),
+        Method("PARM", {"method": "parm"}),
+        Method("UniARM", {"method": "uniarm"}),
+        Method("UniARM-DA", {"method": "uniarm", **_AWARE}),
+        Method("PARM-DA", {"method": "parm", **_AWARE}),
+        Method("GenARM-DA", {"method": "genarm", **_AWARE}),
+    )
+}
+DEFAULT_METHODS = ("GenARM", "PARM", "UniARM", "UniARM-DA")
+ABLATIONS = tuple(
+    Method(name, {"method": "uniarm", **options})
+    for name, options in (
+        ("condition text, both, λ 0.1", {}),
+        ("condition alpha", {"condition": "alpha"}),
+        ("condition learned", {"condition": "learned", "lora": {"objective_dim": 8}}),
+        ("alpha, scale only", {"condition": "alpha", "modulation": "scale"}),
+        ("alpha, shift only", {"condition": "alpha", "modulation": "shift"}),
+        ("alpha, shared trunk", {"condition": "alpha", "generator": "shared", "lora": {"trunk_dim": 8}}),
+        ("λ 0", {"global_loss_weight": 0.0}),
+        ("λ 0.5", {"global_loss_weight": 0.5}),
+        ("λ 1", {"global_loss_weight": 1.0}),
+        ("α per batch", {"alpha_per": "batch"}),
+    )
+)
+"""Condition × modulation × generator × λ, one thing changed at a time; where a text condition leaves no rank of equal
+size, the modulation is changed under condition "alpha"."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every size of the study, with the defaults that the committed results were made with."""
+    a = parser.add_argument
+    a("--data", choices=[*DATA_SETS, "both"], default="both", help="both: a process for each, at a thread each")
+    a("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS))
+    a("--data-dir", type=Path, default=Path("runs/two_objectives/data"), help="made by studies/objectives/data.py")
+    a("--work-dir", type=Path, default=Path("runs/two_objectives"), help="guides and answers, found again there")
+    a("--output-dir", type=Path, default=Path(__file__).parent.parent / "two_objectives")
+    a("--base", default="smollm2")
+    a("--seed", type=int, default=0)
+    a("--rank", type=int, default=8, help="rank of each of GenARM's two ARMs; it sets everybody's size")
+    a("--beta", type=float, default=0.05, help="β_r, every method and objective")
+    a("--epochs", type=float, default=1.0)
+    a("--batch", type=int, default=8, help="pairs a step")
+    a("--train-pairs", type=int, default=240, help="pairs that every method is trained on")
+    a("--rates", type=float, nargs="+", default=[5e-4, 1.5e-3], help="learning rates that every method may choose from")
+    a("--tune-pairs", type=int, default=64, help="pairs that each learning rate is tried on")
+    a("--dev-pairs", type=int, default=24, help="pairs by which the learning rate is chosen (not of the test)")
+    a("--val-pairs", type=int, default=72, help="held-out pairs that are ranked")
+    a("--scorer-pairs", type=int, default=2000, help="most pairs that the scorers are fitted on")
+    a("--rank-steps", type=int, default=10, help="α = 0, 1/N, …, 1 for ranking")
+    a("--prompts", type=int, default=28, help="prompts that are answered")
+    a("--max-tokens", type=int, default=48)
+    a("--answer-steps", type=int, default=4, help="α = 0, 1/N, …, 1 for answers")
+    a("--temperature", type=float, default=1.0)
+    a("--strength", type=float, default=1.0, help="total pull w of the guides")
+    a("--ablate", action="store_true", help="train the ablations of UniARM too, and rank with them")
+    a("--smoke", action="store_true", help="a minute: says nothing, shows that everything runs")
+    a("--plan", action="store_true", help="print ranks and budget, and stop")
+    a("--report", action="store_true", help="write the report from what is there, and stop")
+
+
+SMOKE: dict[str, Any] = {
+    "train_pairs": 8,
+    "rates": [5e-4],
+    "dev_pairs": 2,
+    "val_pairs": 6,
+    "rank_steps": 2,
+    "prompts": 2,
+    "max_tokens": 4,
+    "answer_steps": 2,
+    "scorer_pairs": 24,
+}
+
+
+def grid(steps: int) -> np.ndarray:
+    """Return (steps + 1, 2): the weight of the first objective from 0 to 1."""
+    first = np.arange(steps + 1) / steps
+    return np.stack([first, 1 - first], axis=1)
+
+
+def named(objectives: Sequence[str], alpha: Iterable[float]) -> dict[str, float]:
+    return {name: float(weight) for name, weight in zip(objectives, alpha, strict=True)}
+
+
+Layers = Sequence[tuple[int, int]]
+"""(d_in, d_out) of each adapted layer."""
+
+
+def layers_of(base: Any) -> tuple[list[tuple[int, int]], int]:
+    """Return the sizes of a base's linear layers but the output layer, and the length of its embeddings."""
+    import torch
+
+    head = base.model.get_output_embeddings()
+    linear = [m for m in base.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [(m.in_features, m.out_features) for m in linear], base.model.get_input_embeddings().weight.shape[1]
+
+
+def trainable(method: Method, rank: int, layers: Layers, width: int, k: int = 2) -> int:
+    """Return how many parameters a method trains at a rank, over all its guides.
+
+    Args:
+        method: what is trained.
+        rank: of each ARM's LoRA; r1 + r2 of PBLoRA; of MoSLoRA.
+        layers: of the base.
+        width: length of a text condition.
+        k: number of objectives.
+    """
+    thin = rank * sum(a + b for a, b in layers)
+    if method.method == "genarm":
+        return k * thin
+    if method.method == "parm":
+        r2 = rank // 2
+        return thin + len(layers) * ((rank - r2) ** 2 + k * r2**2)
+    lora = method.options.get("lora", {})
+    condition = method.options.get("condition", "text")
+    p = {"alpha": k, "text": width, "learned": lora.get("objective_dim", 16)}[condition]
+    shared = k * p if condition == "learned" else 0
+    if method.options.get("generator", "layer") == "shared":
+        trunk = lora.get("trunk_dim", 16)
+        shared, p = shared + trunk * p, trunk
+    maps = 2 if method.options.get("modulation", "both") == "both" else 1
+    return thin + len(layers) * maps * rank * p + shared
+
+
+def choose_rank(method: Method, genarm_rank: int, layers: Layers, width: int) -> tuple[int, int]:
+    """Return (rank, trained parameters) nearest to two ARMs of ``genarm_rank``.
+
+    Raises:
+        SystemExit: no rank is within 2 %.
+    """
+    target = trainable(METHODS["GenARM"], genarm_rank, layers, width)
+    sizes = {r: trainable(method, r, layers, width) for r in range(2, 4 * genarm_rank + 1)}
+    if method.method == "genarm":
+        sizes = {genarm_rank: target}
+    rank = min(sizes, key=lambda r: abs(sizes[r] - target))
+    if abs(sizes[rank] / target - 1) > TOLERANCE:
+        raise SystemExit(
+            f"{method.name} has no rank within {TOLERANCE:.0%} of {target:,} parameters (nearest: {sizes[rank]:,} at rank "
+            f"{rank}): choose another --rank, or other options for it."
+        )
+    return rank, sizes[rank]
+
+
+def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
+    """Return (step, minutes on one thread) of a data set, from the speeds above."""
+    methods = [METHODS[name] for name in options.methods]
+    conditioned = [m for m in methods if m.method != "genarm"]
+    runs = sum(m.runs for m in methods)
+    tries = len(options.rates) * options.tune_pairs if len(options.rates) > 1 else 0
+    pair = data.tokens_a_pair
+    passes = sum((options.rank_steps + 1) * (2 if m.decode_aware else 1) for m in conditioned) + 2 * len(methods)
+    tuning_passes = 3 * len(options.rates) * len(methods) if tries else 0
+    settings = len(methods) * (options.answer_steps + 1) + 2
+    tokens = options.prompts * options.max_tokens
+    rows = [
+        ("tuning", runs * tries * pair / TRAIN_TOKENS_A_SECOND),
+        ("choosing", tuning_passes * options.dev_pairs * pair / RANK_TOKENS_A_SECOND),
+        ("training", runs * options.train_pairs * options.epochs * pair / TRAIN_TOKENS_A_SECOND),
+        ("ranking", passes * options.val_pairs * pair / RANK_TOKENS_A_SECOND),
+        ("answers", settings * tokens / ANSWER_TOKENS_A_SECOND),
+        ("scorers", SCORER_SECONDS),
+        ("KL", settings * options.prompts * (options.max_tokens + 48) * 2 / RANK_TOKENS_A_SECOND),
+    ]
+    if options.ablate:
+        rows.append(("ablations", len(ABLATIONS) * options.train_pairs * pair / TRAIN_TOKENS_A_SECOND))
+        rows.append(("ranking them", len(ABLATIONS) * 3 * options.val_pairs * pair / RANK_TOKENS_A_SECOND))
+    return [(name, seconds / 60) for name, seconds in rows]
+
+
+def print_plan(options: Any, layers: Layers, width: int) -> None:
+    """Print the table of ranks and the budget."""
+    target = trainable(METHODS["GenARM"], options.rank, layers, width)
+    print("method                           rank  trained parameters  of GenARM's two ARMs")
+    for method in [*(METHODS[n] for n in options.methods), *(ABLATIONS if options.ablate else ())]:
+        rank, size = choose_rank(method, options.rank, layers, width)
+        print(f"{method.name:32} {rank:4d}  {size:18,d}  {size / target:.4f}")
+    for name in DATA_SETS if options.data == "both" else [options.data]:
+        rows = budget(options, DATA_SETS[name])
+        shown = ", ".join(f"{step} {minutes:.1f}" for step, minutes in rows)
+        print(f"{name}: about {math.ceil(sum(m for _, m in rows))} minutes on one thread ({shown})")

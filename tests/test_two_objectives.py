@@ -1,0 +1,173 @@
+"""The parts of the two-objective study that are arithmetic: sizes, data, mixed accuracy, rewards, verdict."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from objectives import data, plan
+from objectives.answers import CachedEncoder, reward_cubes
+from objectives.guides import cached, slug, trained_parameters
+from objectives.plan import ABLATIONS, METHODS, Method, choose_rank, grid, trainable
+from objectives.ranking import accuracies, mixed_signs
+from objectives.report import side
+from trimtab.evaluation.scorers import ConcisenessScorer, RefusalScorer
+from trimtab.preferences.records import Comparison, Label
+from trimtab.rewards.moslora import MoSLoRAConfig
+from trimtab.rewards.pblora import PBLoRAConfig
+
+LAYERS = [(8, 8), (8, 2), (8, 24)]
+
+
+def test_sizes_by_hand():
+    # Σ(d_in + d_out) = 16 + 10 + 32 = 58 a rank; three layers.
+    assert trainable(METHODS["GenARM"], 4, LAYERS, 8) == 2 * 4 * 58
+    assert trainable(METHODS["PARM"], 4, LAYERS, 8) == 4 * 58 + 3 * (2 * 2 + 2 * 2 * 2)
+    assert trainable(METHODS["UniARM"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8
+    by_name = {m.name: m for m in ABLATIONS}
+    assert trainable(by_name["alpha, scale only"], 4, LAYERS, 8) == 4 * 58 + 3 * 4 * 2
+    assert trainable(by_name["condition learned"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8 + 2 * 8
+    assert trainable(by_name["alpha, shared trunk"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8 + 8 * 2
+
+
+def _counted(config, frozen: tuple[str, ...] = ()) -> int:
+    """Count a config's own shapes: in a layer's, the open size of A is d_in and of B d_out."""
+    total = 0
+    for d_in, d_out in LAYERS:
+        for name, shape in config.factor_shapes().items():
+            open_size = {"A": d_in, "B": d_out}.get(name[-1], 8)
+            total += int(np.prod([open_size if size is None else size for size in shape]))
+    for name, shape in config.shared_shapes().items():
+        if not name.endswith(frozen or ("~",)):
+            total += int(np.prod([8 if size is None else size for size in shape]))
+    return total
+
+
+def test_sizes_are_those_of_the_adapters():
+    pb = PBLoRAConfig(objectives=["a", "b"], r1=2, r2=2)
+    assert _counted(pb) == trainable(METHODS["PARM"], 4, LAYERS, 8)
+    common = {"objectives": ["a", "b"], "r": 4}
+    text = MoSLoRAConfig(**common, descriptions=["x", "y"], description_token_ids=[[1], [2]])
+    assert _counted(text, ("objectives",)) == trainable(METHODS["UniARM"], 4, LAYERS, 8)
+    for method in ABLATIONS:
+        options = {k: v for k, v in method.options.items() if k in ("condition", "modulation", "generator")}
+        if options.get("condition", "text") != "text":
+            made = MoSLoRAConfig(**common, **options, **method.options.get("lora", {}))
+            assert _counted(made) == trainable(method, 4, LAYERS, 8), method.name
+
+
+def test_every_method_of_the_study_has_a_rank_of_equal_size():
+    smollm2 = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)] * 30
+    target = trainable(METHODS["GenARM"], 8, smollm2, 576)
+    for method in (*METHODS.values(), *ABLATIONS):
+        _, size = choose_rank(method, 8, smollm2, 576)
+        assert abs(size / target - 1) <= plan.TOLERANCE
+
+
+def test_a_method_without_such_a_rank_is_refused():
+    with pytest.raises(SystemExit, match="no rank within 2%"):
+        choose_rank(Method("odd", {"method": "uniarm"}), 1, LAYERS, 97)
+
+
+def test_budget_names_every_step_and_grows_with_the_pairs():
+    parser = ArgumentParser()
+    plan.add_arguments(parser)
+    few, many = parser.parse_args([]), parser.parse_args(["--train-pairs", "480"])
+    a, b = (dict(plan.budget(o, plan.DATA_SETS["helpful_concise"])) for o in (few, many))
+    assert b["training"] == pytest.approx(2 * a["training"])
+    assert {k: v for k, v in a.items() if k != "training"} == {k: v for k, v in b.items() if k != "training"}
+
+
+def _row(helpful: int, concise: int) -> Comparison:
+    return Comparison("q", "a", "b", {"helpful": Label(helpful), "concise": Label(concise)})
+
+
+def test_mixed_signs_by_hand():
+    rows = [_row(1, -1), _row(1, 1), _row(-1, 0)]
+    signs = mixed_signs(rows, ("helpful", "concise"), grid(2))
+    assert signs.tolist() == [[-1, 1, 0], [0, 1, -1], [1, 1, -1]]
+
+
+def test_accuracies_by_hand():
+    signs = np.array([[-1.0, 1.0, 0.0], [1.0, 1.0, -1.0]])
+    margin = np.array([[2.0, 1.0, 5.0], [0.0, -1.0, -3.0]])
+    # first α: wrong, right (the tie is passed over); second: half, wrong, right.
+    out = accuracies(signs, margin, np.array([[10, 10], [10, 20], [10, 30]]), ["p", "q", "r"], 0)
+    assert out["by_alpha"] == [0.5, 0.5]
+    assert out["judged"] == [2, 3]
+    assert out["mean"] == 0.5
+    assert (out["matched"], out["matched_pairs"]) == (0.25, 1)  # the first pair alone: 0 and ½
+    assert out["interval"][0] <= 0.5 <= out["interval"][1]
+
+
+def test_rewards_are_in_the_bases_deviations_and_harmless_asks_unsafe_prompts_only():
+    prompts = [{"prompt": "p", "prompt_is_safe": True}, {"prompt": "q", "prompt_is_safe": False}]
+    base = [{"texts": ["one", "one two three"]}]
+    other = [{"texts": ["I cannot help.", "I cannot help."]}]
+    cubes = reward_cubes([ConcisenessScorer("helpful"), RefusalScorer("harmless")], {"base": base, "m": other}, prompts)
+    assert cubes["base"][0, :, 0].tolist() == [1.0, -1.0]  # −1 and −3 words: mean −2, deviation 1
+    assert cubes["m"][0, :, 1].tolist() == [0.0, 1.0]  # the base never varies, so the scale is 1
+
+
+def test_the_encoder_remembers(tmp_path: Path):
+    calls: list[list[str]] = []
+
+    def encode(texts):
+        calls.append(list(texts))
+        return np.array([[float(len(t))] for t in texts])
+
+    path = tmp_path / "e.npz"
+    assert CachedEncoder(path, encode)(["a", "bb"]).tolist() == [[1.0], [2.0]]
+    assert CachedEncoder(path, encode)(["bb", "ccc"]).tolist() == [[2.0], [3.0]]
+    assert calls == [["a", "bb"], ["ccc"]]
+
+
+def test_cached_makes_once(tmp_path: Path):
+    assert cached(tmp_path / "x.json", lambda: [1]) == [1]
+    assert cached(tmp_path / "x.json", lambda: [2]) == [1]
+
+
+def test_trained_parameters_leave_a_text_condition_out(tmp_path: Path):
+    from safetensors.numpy import save_file
+
+    save_file({"l.moslora_A": np.zeros((2, 3)), "moslora_encoder.objectives": np.zeros((2, 5))},
+              tmp_path / "adapter_model.safetensors")  # fmt: skip
+    for condition, count in (("text", 6), ("learned", 16)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"condition": condition}))
+        assert trained_parameters(tmp_path) == count
+
+
+def test_verdict_words():
+    assert side({"low": 0.1, "high": 0.2}) == "greater"
+    assert side({"low": -0.2, "high": -0.1}) == "smaller"
+    assert side({"low": -0.1, "high": 0.2}) == "no clear difference"
+    assert slug("UniARM-DA, λ 0.5") == "uniarm-da-λ-0-5"
+
+
+def test_pairs_are_rebuilt_from_checkouts(tmp_path: Path):
+    folder = tmp_path / "alpaca" / "results" / "m" / "alpaca_eval_gpt4"
+    folder.mkdir(parents=True)
+    row = {"instruction": "Q ", "output_1": "long " * 9, "output_2": "short", "generator_1": "r", "generator_2": "m"}
+    (folder / "annotations.json").write_text(json.dumps([{**row, "preference": 1}, {**row, "preference": 2}]))
+    first, second = data.helpful_concise(tmp_path / "alpaca", {"m": [0, 1]})
+    assert (first["labels"], first["source_models"]) == ({"helpful": 1, "concise": -1}, ["r", "m"])
+    assert (second["labels"], second["chosen"][0]["content"]) == ({"helpful": 1, "concise": 1}, "short")
+    models = tmp_path / "xs" / "model_completions"
+    models.mkdir(parents=True)
+    for model, text in (("x", "Sure."), ("y", "No.")):
+        lines = f"id,type,prompt,completion\nv2-1,homonyms,P,{text}\nv2-2,contrast_homonyms,P2,{text}\n"
+        (models / f"xstest_v2_completions_{model}.csv").write_text(lines)
+    rows = list(data.helpful_harmless(tmp_path / "xs", [["v2-1", "x", "y"], ["v2-2", "y", "x"]]))
+    assert [r["labels"] for r in rows] == [{"helpful": 1, "harmless": 0}, {"helpful": -1, "harmless": 1}]
+    assert rows[1]["chosen"][0]["content"] == "No."
+
+
+def test_no_prompt_selected_is_in_two_parts():
+    selection = json.loads(data.SELECTION.read_text(encoding="utf-8"))
+    parts = [{key for key, *_ in selection["helpful_harmless"][part]} for part in data.PARTS]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert set(selection["sha256"]) == {f"{d}_{p}" for d in data.DATA_SETS for p in data.PARTS}
