@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import guides
 from conditioned import adapted, config_of
+from trimtab.cli.main import main
 from trimtab.errors import ConfigError, DataError, GuidanceError
 from trimtab.models import load_base
-from trimtab.preferences import Comparison, Label
+from trimtab.preferences import Comparison, Label, write_comparisons
 from trimtab.rewards import Objective, load_guide_model, save_guide
 from trimtab.rewards.conditioned import preference
 from trimtab.rewards.held_out import rank_guide
@@ -163,3 +166,35 @@ def test_what_is_refused(plain, llama_folder, tmp_path):
         rank_preferences(plain, rows([{"other": A}]))
     with pytest.raises(ConfigError, match="grid of 0"):
         rank_preferences(plain, ROWS, grid=0)
+
+
+def run(arguments, code=0):
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == code
+
+
+def test_the_command(plain, llama_folder, tmp_path, capsys):
+    folder = conditioned_guide(llama_folder, tmp_path / "g")
+    write_comparisons(tmp_path / "rows.jsonl", ROWS)
+    flags = ["--data", tmp_path / "rows.jsonl"]
+    run(["rank", "--guide", folder, *flags])
+    shown = capsys.readouterr().out
+    for text in ("Held-out ranking accuracy at each preference", "helpful=1", "concise=1", "Mean over preferences"):
+        assert text in shown
+    assert "harmless" not in shown  # the data has no labels for it
+    both = ["--guide", plain[0], "--guide", plain[1]]
+    run(["rank", *both, *flags, "--preference", "helpful=0.7,concise=0.3", "--grid", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["guides"] == [str(path) for path in plain]
+    assert [ranking["preference"]["helpful"] for ranking in found["rankings"]] == [0.7, 0, 0.5, 1]
+    assert found["rankings"][0]["report"]["objective"] == "helpful=0.7,concise=0.3"
+    run(["rank", "--guide", folder, *flags, "--objective", "concise", "--json"])
+    (only,) = json.loads(capsys.readouterr().out)["rankings"]
+    assert only["preference"] == {"helpful": 0, "harmless": 0, "concise": 1}
+    for wrong, message in (
+        (["--guide", plain[0], "--grid", "2"], "has one objective and takes no preference"),
+        (["--guide", folder, "--objective", "concise", "--grid", "2"], "give one of them"),
+    ):
+        run(["rank", *wrong, *flags], code=1)
+        assert message in capsys.readouterr().err

@@ -30,40 +30,41 @@ def fit(margins, **options):
 
 
 def test_two_pairs_by_hand():
-    """Twice the margins (1, −1), root mean square 1, λ = 2, u = (1, 1). By symmetry v = (1 + a, 1 − a), and along a
+    """Twice the margins (1, −1), root mean square 1; a = ½, and b = K·a/3 = 1/3.
 
-    the derivative is 2·2σ(−2a) − 2·2a = 0: a = σ(−2a), which a = 0.33743 solves (e^0.67486 = 1.96376; 1/2.96376 =
-    0.33741). So s = 2, α = (0.66871, 0.33129), and each pair has probability σ(2a) = 1 − a.
+    With g = σ(−(v1 − v2)), the chance of the other choice, the derivatives are 2g + ½/v1 − 1/3 and −2g + ½/v2 − 1/3. At
+    g = 0.09047: v1 = 0.5/0.15239 = 3.2810, v2 = 0.5/0.51427 = 0.9722, and σ(−2.3088) = 0.09042. So s = 4.253 and
+    α = (0.7714, 0.2286).
     """
     fitted = fit([[1, -1], [1, -1]])
-    assert fitted.alpha.tolist() == pytest.approx([0.66871, 0.33129], abs=2e-5)
-    assert fitted.scale == pytest.approx(2)
-    assert fitted.log_likelihood == pytest.approx(math.log(1 - 0.33742), abs=2e-5)
+    assert fitted.alpha.tolist() == pytest.approx([0.7714, 0.2286], abs=2e-4)
+    assert fitted.scale == pytest.approx(4.253, abs=2e-3)
+    assert fitted.log_likelihood == pytest.approx(math.log(1 - 0.09046), abs=1e-4)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.1, 10), st.floats(0.05, 20))
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.1, 10), st.floats(0.05, 5))
 @settings(max_examples=25, deadline=None)
 def test_it_is_the_optimum_of_a_fine_grid(seed, n, scale, regularisation):
     margins = user([0.8, 0.2], n, scale=scale, seed=seed)
     surface = MarginSurface.linear(margins)
-    centre = torch.ones(1, 2, dtype=torch.float64)
-    v = maximise(surface, torch.ones(1, n, dtype=torch.float64), centre=centre, regularisation=regularisation)
+    assumed = torch.full((1, 2), regularisation, dtype=torch.float64)
+    v = maximise(surface, torch.ones(1, n, dtype=torch.float64), assumed=assumed, rate=0.3)
 
     def value(v):
-        return logsigmoid(v @ margins.T).sum(-1) - regularisation / 2 * (v - 1).square().sum(-1)
+        return logsigmoid(v @ margins.T).sum(-1) + (regularisation * v.log() - 0.3 * v).sum(-1)
 
-    low, high = torch.zeros(2, dtype=torch.float64), torch.full((2,), 100.0, dtype=torch.float64)
-    for _ in range(12):  # J is concave: the best point of a grid and its neighbours hold the optimum
+    low, high = torch.full((2,), 1e-6, dtype=torch.float64), torch.full((2,), 100.0, dtype=torch.float64)
+    for _ in range(14):  # J is concave: the best point of a grid and its neighbours hold the optimum
         axes = [torch.linspace(float(a), float(b), 41, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
         points = torch.cartesian_prod(*axes)
         best = points[value(points).argmax()]
         step = (high - low) / 40
-        low, high = (best - 4 * step).clamp_min(0), best + 4 * step
+        low, high = (best - 4 * step).clamp_min(1e-6), best + 4 * step
     assert torch.allclose(v[0], best, atol=1e-4)
     assert float(value(v)[0]) >= float(value(best)) - 1e-9
 
 
-@pytest.mark.parametrize("alpha", [[0.7, 0.3], [0.1, 0.6, 0.3], [1.0, 0.0]])
+@pytest.mark.parametrize("alpha", [[0.7, 0.3], [0.1, 0.6, 0.3], [0.95, 0.05]])
 def test_a_known_preference_is_found_within_its_interval(alpha):
     """400 choices; the users are fixed by their seed."""
     fitted = fit(user(alpha, 400, seed=3), resamples=300)
@@ -78,7 +79,7 @@ def test_a_known_preference_is_found_within_its_interval(alpha):
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    """60 users a size, α uniform on the simplex; 95 % of 120 weights, less five standard errors of their count."""
+    """60 users a size, α uniform on the simplex, objectives with independent margins."""
     for n in (5, 40):
         truths = np.random.default_rng(n).dirichlet([1, 1, 1], size=60)
         held = 0
@@ -138,21 +139,21 @@ def test_a_curved_surface_reaches_its_best_point():
     nodes = lattice(2, 4).double()
     values = 4 * torch.exp(-20 * (nodes[:, :1] - 0.3) ** 2).repeat(1, 6)
     surface = MarginSurface(2, 4, values)
-    centre = torch.ones(1, 2, dtype=torch.float64)
-    v = maximise(surface, torch.ones(1, 6, dtype=torch.float64), centre=centre, regularisation=0.5)
+    assumed = torch.full((1, 2), 0.5, dtype=torch.float64)
+    v = maximise(surface, torch.ones(1, 6, dtype=torch.float64), assumed=assumed, rate=0.5)
 
     def value(v):
         s = v.sum(1, keepdim=True)
-        return logsigmoid(s * surface.at(v / s)).sum(1) - 0.25 * (v - 1).square().sum(1)
+        return logsigmoid(s * surface.at(v / s)).sum(1) + 0.5 * (v.log() - v).sum(1)
 
-    axis = torch.linspace(0.001, 4, 401, dtype=torch.float64)
+    axis = torch.linspace(0.01, 8, 401, dtype=torch.float64)
     assert float(value(v)[0]) >= float(value(torch.cartesian_prod(axis, axis)).max()) - 1e-6
 
 
 def test_separable_data_are_finite():
     margins = torch.cat([torch.full((30, 1), 2.0), torch.full((30, 1), -2.0)], dim=1).double()
     fitted = fit(margins)
-    assert fitted.alpha.tolist() == [1.0, 0.0]
+    assert 0.85 < fitted.alpha[0] < 1
     assert math.isfinite(fitted.scale)
     assert math.isfinite(fitted.log_likelihood)
 
@@ -182,8 +183,8 @@ def test_pairs_of_one_prompt_are_held_out_together():
     alone = maximise(
         MarginSurface.linear(margins / margins.square().mean().sqrt()),
         torch.tensor([[0, 0, 1, 1, 1, 1]]).double(),
-        centre=torch.ones(1, 2, dtype=torch.float64),
-        regularisation=2.0,
+        assumed=torch.full((1, 2), 0.5, dtype=torch.float64),
+        rate=1 / 3,
     )
     assert torch.allclose(fitted.held_out[:2], margins[:2] @ (alone / alone.sum())[0])
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from trimtab.decoding.config import Sampling
     from trimtab.engine import Engine, Generation, Guidance, Score, Stream, load
     from trimtab.errors import TrimtabError
+    from trimtab.rewards.fit_report import PreferenceFit
+    from trimtab.rewards.fitting import fit
     from trimtab.training import TrainConfig, TrainResult, train
 
 # Public name → the module that has it, imported when the name is first used: torch takes seconds, and
@@ -19,12 +21,14 @@ _HOMES = {
     "Engine": "trimtab.engine",
     "Generation": "trimtab.engine",
     "Guidance": "trimtab.engine",
+    "PreferenceFit": "trimtab.rewards.fit_report",
     "Sampling": "trimtab.decoding.config",
     "Score": "trimtab.engine",
     "Stream": "trimtab.engine",
     "TrainConfig": "trimtab.training",
     "TrainResult": "trimtab.training",
     "TrimtabError": "trimtab.errors",
+    "fit": "trimtab.rewards.fitting",
     "load": "trimtab.engine",
     "train": "trimtab.training",
 }
@@ -33,6 +37,7 @@ __all__ = [
     "Engine",
     "Generation",
     "Guidance",
+    "PreferenceFit",
     "Sampling",
     "Score",
     "Stream",
@@ -40,6 +45,7 @@ __all__ = [
     "TrainResult",
     "TrimtabError",
     "__version__",
+    "fit",
     "load",
     "train",
 ]

@@ -4,16 +4,16 @@ A choice between two answers is modelled as (Bradley–Terry)
 
     P(chosen beats rejected) = σ( s·m(α) ),    m(α) = the pair's reward margin at α
 
-where α on the simplex says what counts, and s ≥ 0 how decisively. For a set of ARMs m(α) = Σ_i α_i·m_i; for a
+where α on the simplex says what counts, and s > 0 how decisively. For a set of ARMs m(α) = Σ_i α_i·m_i; for a
 conditioned guide it is a smooth function of α, here the polynomial through its values on a lattice. Both are fitted in
-v = s·α, the nonnegative orthant, with the margins scaled to a root mean square of one:
+v = s·α, with the margins scaled to a root mean square of one:
 
-    maximise  J(v) = Σ_n log σ( s·m_n(α) ) − (λ/2)·‖v − u‖²,    v ≥ 0,    u = (2/K, …, 2/K)
+    maximise  J(v) = Σ_n log σ( s·m_n(α) ) + a·Σ_i log v_i − b·Σ_i v_i,    v > 0
 
-u is the equal-weights vector at the decisiveness of choices that are right on a typical pair in σ(2) = 88 % of cases;
-λ = 2 weighs as much as eight pairs of typical margins. For ARMs J is strictly concave, so there is one optimum. It is
-finite even where a mixture ranks every pair right, and without pairs it is the uniform vector. Drift (arXiv 2502.14289)
-fits prompt attributes by the same likelihood, with signs and centred on zero.
+The last two terms say, before any pair is seen, that α ~ Dirichlet(1 + a) whatever s is, and that s is about K·a/b. For
+ARMs J is strictly concave, so there is one optimum. It is finite even where a mixture ranks every pair right, and
+without pairs it is the uniform vector. (A ridge on v, as Drift's in arXiv 2502.14289, would hold α the tighter to equal
+weights the more decisive the choices are.)
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from trimtab.preferences.vectors import lattice
 
 __all__ = ["REGULARISATION", "FittedPreference", "MarginSurface", "fit_margins", "maximise", "shares"]
 
-REGULARISATION = 2.0
-"""λ, which with the centre's scale was chosen in a simulation: 10 to 30 pairs, decisive and careless choices."""
+REGULARISATION = 0.5
+"""a. It and the numbers below were chosen in simulations (studies/fitted_preferences): 5 to 80 pairs, careless to
+decisive choices, objectives with independent and with like margins."""
 
-_CENTRE = 2.0
-_FLOOR = 1e-9  # v's lower bound: α stays defined, and is uniform, where every objective is driven to zero
+_SCALE = 3.0  # K·a/b, s where no pair is seen: a typical pair is decided in σ(3) = 95 % of cases
+_UNSURE = 0.5  # the intervals' Dirichlet, flat to the edges, because users there are no exception
 _CHUNK = 2**21  # numbers in one temporary (R, N, K)
 
 
@@ -112,7 +113,7 @@ class FittedPreference:
         held_out: (N,), each pair's margin at the α fitted without its group; ``None`` where there is one group only.
         held_out_log_likelihood: its mean log-likelihood, or ``None``.
         folds: number of folds that ``held_out`` is from.
-        opposed: whether the choices go against every objective, so that α is uniform for want of any other.
+        opposed: whether the choices go against the fitted mixture on the whole, so that α explains nothing.
     """
 
     alpha: Tensor
@@ -143,13 +144,14 @@ def fit_margins(
 ) -> FittedPreference:
     """Fit α to pairs whose margins are known, with intervals and with every pair held out once.
 
-    Intervals are percentiles of refits to pairs drawn again with replacement, whole groups at a time, each with u moved
-    by a draw of N(0, I/λ): so that few pairs give the wide interval of what was assumed, and many that of the data.
+    Intervals are percentiles of refits to pairs drawn again with replacement, whole groups at a time, each with every
+    objective's a replaced by a draw of Gamma(½). Without pairs these are draws of Dirichlet(½), which is anything, and
+    with many pairs they are the bootstrap's; so few pairs give wide intervals.
 
     Args:
         surface: margins chosen − rejected, in log-odds (β_r·nats).
         groups: what each pair belongs to; pairs of one group (one prompt) are held out and drawn together.
-        regularisation: λ, the weight of the equal-weights vector.
+        regularisation: a > 0, how strongly equal weights are assumed.
         folds: most folds of the cross-validation; 0 leaves it out.
         resamples: number of refits for the intervals.
         seed: of folds and resamples.
@@ -165,18 +167,18 @@ def fit_margins(
     unit = surface.scaled(1 / size)
     member = _members(groups)
     rng = np.random.default_rng(seed)
-    centre = torch.full((1, surface.k), _CENTRE / surface.k, dtype=torch.float64)
-    everything = torch.ones(1, len(surface), dtype=torch.float64)
-    v = maximise(unit, everything, centre=centre, regularisation=regularisation)
+    rate = surface.k * regularisation / _SCALE
+    assumed = torch.full((1, surface.k), regularisation, dtype=torch.float64)
+    v = maximise(unit, torch.ones(1, len(surface), dtype=torch.float64), assumed=assumed, rate=rate)
     alpha, scale = _split(v)
 
     counts = torch.from_numpy(rng.multinomial(len(member), [1 / len(member)] * len(member), size=resamples))
-    moved = torch.from_numpy(rng.standard_normal((resamples, surface.k))) / math.sqrt(regularisation)
-    again = maximise(unit, counts.double() @ member, centre=centre + moved, regularisation=regularisation)
+    drawn = torch.from_numpy(rng.gamma(_UNSURE, size=(resamples, surface.k)))
+    again = maximise(unit, counts.double() @ member, assumed=drawn, rate=rate)
     low, high = torch.quantile(_split(again)[0], torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
 
     used = min(folds, len(member)) if len(member) > 1 else 0
-    held_out, held_out_fit = _cross_validate(unit, member, used, centre, regularisation, rng) if used else (None, None)
+    held_out, held_out_fit = _cross_validate(unit, member, used, assumed, rate, rng) if used else (None, None)
     return FittedPreference(
         alpha=alpha[0],
         low=torch.minimum(low, alpha[0]),
@@ -186,22 +188,20 @@ def fit_margins(
         held_out=None if held_out is None else size * held_out,
         held_out_log_likelihood=held_out_fit,
         folds=used,
-        opposed=bool((v <= 2 * _FLOOR).all()),
+        opposed=float(unit.at(alpha).sum()) < 0,
     )
 
 
-def maximise(
-    surface: MarginSurface, weights: Tensor, *, centre: Tensor, regularisation: float, steps: int = 100
-) -> Tensor:
-    """Return the v ≥ 0 that maximise Σ_n weight_n·log σ(s·m_n(α)) − (λ/2)·‖v − centre‖², with v = s·α.
+def maximise(surface: MarginSurface, weights: Tensor, *, assumed: Tensor, rate: float, steps: int = 200) -> Tensor:
+    """Return the v > 0 that maximise Σ_n weight_n·log σ(s·m_n(α)) + Σ_i a_i·log v_i − b·Σ_i v_i, with v = s·α.
 
-    Projected Newton steps with Gauss–Newton's curvature (exact for ARMs) and backtracking, all problems at once.
+    Newton steps with Gauss–Newton's curvature (exact for ARMs) and backtracking, all problems at once.
 
     Args:
         surface: the pairs' margins.
         weights: (R, N), how often each pair counts in each of R problems.
-        centre: (R, K).
-        regularisation: λ > 0.
+        assumed: a, (R, K), positive.
+        rate: b > 0.
         steps: at most so many.
 
     Returns:
@@ -209,26 +209,23 @@ def maximise(
     """
     per = max(1, _CHUNK // max(1, len(surface) * surface.k))
     if weights.shape[0] > per:
-        parts = zip(weights.split(per), centre.split(per), strict=True)
-        return torch.cat([maximise(surface, w, centre=c, regularisation=regularisation, steps=steps) for w, c in parts])
+        parts = zip(weights.split(per), assumed.split(per), strict=True)
+        return torch.cat([maximise(surface, w, assumed=a, rate=rate, steps=steps) for w, a in parts])
 
     def value(v: Tensor) -> Tensor:
-        return (weights * logsigmoid(_logits(surface, v))).sum(1) - regularisation / 2 * (v - centre).square().sum(1)
+        return (weights * logsigmoid(_logits(surface, v))).sum(1) + (assumed * v.log() - rate * v).sum(1)
 
     v = _start(surface, value, weights.shape[0])
     best = value(v)
     for _ in range(steps):
         gradient, curvature = _derivatives(surface, v, weights)
-        gradient = gradient - regularisation * (v - centre)
-        held = (v <= _FLOOR) & (gradient <= 0)
-        free = (~held).double()
-        eye = torch.eye(surface.k, dtype=torch.float64)
-        matrix = curvature * free[:, :, None] * free[:, None, :] + regularisation * eye
-        direction = torch.linalg.solve(matrix, gradient * free) * free
-        finished = (gradient * direction).sum(1) <= 1e-13 * (1 + best.abs())
+        gradient = gradient + assumed / v - rate
+        direction = torch.linalg.solve(curvature + torch.diag_embed(assumed / v.square()), gradient)
+        direction = direction * _room(v, direction)
+        finished = (gradient * direction).sum(1) <= 1e-12 * (1 + best.abs())
         gain = torch.zeros_like(best)
         for halving in range(40):
-            tried = (v + 0.5**halving * direction).clamp_min(_FLOOR)
+            tried = v + 0.5**halving * direction
             found = value(tried)
             better = (gain == 0) & (found > best)
             gain = torch.where(better, found - best, gain)
@@ -236,9 +233,15 @@ def maximise(
             best = torch.where(better, found, best)
             if bool((finished | (gain > 0)).all()):
                 break
-        if bool((gain <= 1e-13 * (1 + best.abs())).all()):
+        if bool((finished | (gain == 0)).all()):
             break
     return v
+
+
+def _room(v: Tensor, direction: Tensor) -> Tensor:
+    """Return the largest share of each step, at most 1, that leaves a twentieth of every v_i, (R, 1)."""
+    shrinks = torch.where(direction < 0, -0.95 * v / direction, torch.inf)
+    return shrinks.amin(1, keepdim=True).clamp_max(1.0)
 
 
 def shares(values: Sequence[float]) -> list[float]:
@@ -266,7 +269,7 @@ def _start(surface: MarginSurface, value: Callable[[Tensor], Tensor], rows: int)
     """Return for each problem the best of a few points: one for ARMs, where J is concave; else every node."""
     uniform = torch.full((1, surface.k), 1 / surface.k, dtype=torch.float64)
     points = uniform if surface.degree == 1 else torch.cat([uniform, surface.nodes])
-    starts = (_CENTRE * points).clamp_min(_FLOOR)
+    starts = 0.9 * _SCALE * points + 0.1 * _SCALE * uniform  # inside the simplex
     if len(starts) == 1:
         return starts.repeat(rows, 1)
     values = torch.stack([value(start.expand(rows, -1)) for start in starts])
@@ -275,8 +278,7 @@ def _start(surface: MarginSurface, value: Callable[[Tensor], Tensor], rows: int)
 
 def _split(v: Tensor) -> tuple[Tensor, Tensor]:
     """Return α and s of v = s·α, (R, K) → (R, K), (R,)."""
-    kept = torch.where((v <= 2 * _FLOOR) & (v.amax(1, keepdim=True) > 2 * _FLOOR), 0.0, v)
-    return kept / kept.sum(1, keepdim=True), kept.sum(1)
+    return v / v.sum(1, keepdim=True), v.sum(1)
 
 
 def _size(surface: MarginSurface) -> float:
@@ -293,13 +295,13 @@ def _members(groups: Sequence[Hashable]) -> Tensor:
 
 
 def _cross_validate(
-    surface: MarginSurface, member: Tensor, folds: int, centre: Tensor, regularisation: float, rng: np.random.Generator
+    surface: MarginSurface, member: Tensor, folds: int, assumed: Tensor, rate: float, rng: np.random.Generator
 ) -> tuple[Tensor, float]:
     """Return each pair's margin, (N,), at the α fitted without its fold, and the mean log-likelihood there."""
     fold = torch.empty(len(member), dtype=torch.long)
     fold[torch.from_numpy(rng.permutation(len(member)))] = torch.arange(len(member)) % folds
     held = (fold == torch.arange(folds)[:, None]).double() @ member  # (folds, N)
-    v = maximise(surface, 1 - held, centre=centre.expand(folds, -1), regularisation=regularisation)
+    v = maximise(surface, 1 - held, assumed=assumed.expand(folds, -1), rate=rate)
     fits = (held * logsigmoid(_logits(surface, v))).sum() / held.sum()
     return (held * surface.at(_split(v)[0])).sum(0), float(fits)
 
