@@ -55,7 +55,7 @@ def test_train_prints_one_json_document(flags, capsys):
     main_ok([*flags, "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["pairs"] == 12
-    assert result["held_out"]["n"] == 6
+    assert result["held_out"]["polite"]["n"] == 6
 
 
 def test_config_file_gives_way_to_flags(flags, tmp_path, capsys):

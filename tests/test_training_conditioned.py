@@ -18,7 +18,9 @@ from trimtab.preferences import Comparison, Label, read_comparisons
 from trimtab.rewards import load_guide_model, read_manifest
 from trimtab.rewards.conditioned import condition_input, preference
 from trimtab.rewards.encoding import EncodedPair, PairEncoder, prepare_pairs
+from trimtab.rewards.held_out import rank_guide
 from trimtab.rewards.labelled import LabelledPair, choose_objectives, prepare_labelled
+from trimtab.rewards.mixed_ranking import rank_preferences
 from trimtab.rewards.scoring import PairScorer
 from trimtab.training import TrainConfig, train
 from trimtab.training.drawing import at_fixed_preferences, draw_preferences, draw_weights, fixed_preferences
@@ -374,9 +376,24 @@ DECODED = {
 
 
 @pytest.mark.parametrize("name", DECODED)
-def test_decode_aware_training(name, options):
-    """The loss falls, and a guide that is told its pull says so in its manifest and reads it when it is loaded."""
-    result = train(**{**options, "loss": "decode-aware", "num_train_epochs": 8, **DECODED[name]})
+def test_decode_aware_training(name, options, tmp_path):
+    """The loss falls, and a guide that is told its pull says so in its manifest and reads it when it is loaded.
+
+    Held-out pairs are ranked by the reward that was trained, in the run and later from the folder alone.
+    """
+    held_out = _write(tmp_path / "val.jsonl", 6, offset=100)
+    own = {"loss": "decode-aware", "num_train_epochs": 8, "eval_data": [held_out], **DECODED[name]}
+    result = train(**{**options, **own})
+    rows = read_comparisons(held_out).comparisons
+    base = load_base(options["base"], dtype="float32")
+    if "objective" in own:
+        again, _ = rank_guide(result.output_dir, rows, base=base)
+        assert again.mean_margin == pytest.approx(result.report.mean_margin, abs=1e-3)
+    else:
+        ranked = rank_preferences([result.output_dir], rows, base=base)
+        for ranking, report in zip(ranked, result.reports.values(), strict=True):
+            assert ranking.report.mean_margin == pytest.approx(report.mean_margin, abs=1e-3)
+            assert ranking.report.untrained_margin == pytest.approx(report.untrained_margin, abs=1e-3)
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert sum(losses[-4:]) < sum(losses[:4])
     told = DECODED[name].get("decode_weights") == "conditioned"

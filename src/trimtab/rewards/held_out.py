@@ -51,14 +51,17 @@ def rank_guide(
     if not prepared.pairs:
         raise DataError(f"No pair of {source} is left to rank: {prepared.summary}.")
     model: Any = load_guide_model(guide, base)
+    full = manifest.adapter == "full"
     report = rank(
         model,
         prepared.pairs,
         objective=wanted,
         beta=manifest.beta,
         max_length=max_length,
-        untrained=base.model if manifest.adapter == "full" else None,
+        untrained=base.model if full else None,
         batch_size=batch_size,
+        guided_by=manifest.decoded_weight,
+        base=base.model if full else None,
     )
     return report, prepared
 

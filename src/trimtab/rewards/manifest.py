@@ -130,6 +130,16 @@ class GuideManifest(_Model):
         """The objectives' names, in their stored order."""
         return tuple(objective.name for objective in self.objectives)
 
+    @property
+    def decoded_weight(self) -> float | None:
+        """The weight w under which a guide that was trained for decoding ranks as it was taught; else ``None``."""
+        return self.weight if self.training.get("loss") == "decode-aware" else None
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """β_r of each objective."""
+        return tuple(objective.beta or self.beta for objective in self.objectives)
+
     def to_json(self) -> str:
         """Return the text of ``guide.json``; numbers that are not finite become null."""
         content = _finite(self.model_dump(mode="json"))

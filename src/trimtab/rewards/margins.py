@@ -49,8 +49,8 @@ class Guides:
     def betas(self) -> tuple[float, ...]:
         """β_r of each objective."""
         if self.conditioned:
-            return (self.manifests[0].beta,) * len(self.objectives)
-        return tuple(manifest.beta for manifest in self.manifests)
+            return self.manifests[0].betas
+        return tuple(manifest.betas[0] for manifest in self.manifests)
 
 
 @dataclass(frozen=True)
@@ -187,33 +187,44 @@ def _score(
     alphas: Tensor | None,
     batch_size: int,
 ) -> _Part:
-    from trimtab.rewards.conditioned import preference
-
     encoder, longest = encoder_of(manifest, base)
     pairs = [encoder.encode(c.prompt, c.response_a, c.response_b, id=c.id or c.source) for c in comparisons]
     model: Any = load_guide_model(folder, base)
     full = manifest.adapter == "full"
     other = base.model if full else model
     off: Callable[[], AbstractContextManager[Any]] = nullcontext if full else model.disable_adapter
+    decoded = (manifest.decoded_weight, base.model if full else None)
     scored: list[Tensor] = []
     try:
         for alpha in [None] if alphas is None else alphas:
-            with nullcontext() if alpha is None else preference(model, alpha, precompute=True):
-                scored.append(_margins(model, pairs, longest, batch_size))
+            with nullcontext() if alpha is None else told(model, alpha, manifest):
+                scored.append(_margins(model, pairs, longest, batch_size, decoded))
         with off():
-            untrained = _margins(other, pairs, longest, batch_size)
+            untrained = _margins(other, pairs, longest, batch_size, decoded)
     finally:
         if not full:
             model.unload()  # the next guide may stand on the same base
     return _Part(torch.stack(scored), untrained[None], pairs)
 
 
-def _margins(model: Any, pairs: Sequence[EncodedPair], longest: int, batch_size: int) -> Tensor:
+def told(model: Any, alpha: Tensor, manifest: GuideManifest) -> AbstractContextManager[None]:
+    """Return a context in which a conditioned guide reads at α, and where it is told its pull, at its own weight."""
+    from trimtab.rewards.conditioned import condition_input, preference
+
+    inputs = condition_input(model.active_peft_config, alpha, manifest.weight)
+    return preference(model, inputs, precompute=True)
+
+
+def _margins(
+    model: Any, pairs: Sequence[EncodedPair], longest: int, batch_size: int, decoded: tuple[float | None, Any]
+) -> Tensor:
     """Return (N,) float64; a pair of equal answers has exactly 0 and costs nothing."""
     margins = torch.zeros(len(pairs), dtype=torch.float64)
-    told = [n for n, pair in enumerate(pairs) if not pair.equal]
-    if told:
-        scorer = PairScorer(model, max_length=longest)
-        a, b = sequence_logprobs(model, [pairs[n] for n in told], scorer=scorer, batch_size=batch_size)
-        margins[told] = (a - b).double()
+    unequal = [n for n, pair in enumerate(pairs) if not pair.equal]
+    if unequal:
+        weight, base = decoded
+        scorer = PairScorer(model, max_length=longest, base=base)
+        chosen = [pairs[n] for n in unequal]
+        a, b = sequence_logprobs(model, chosen, scorer=scorer, batch_size=batch_size, guided_by=weight)
+        margins[unequal] = (a - b).double()
     return margins

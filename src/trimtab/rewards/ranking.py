@@ -164,6 +164,8 @@ def rank(
     untrained: Any | None = None,
     untrained_margins: Sequence[float] | None = None,
     batch_size: int = 16,
+    guided_by: float | None = None,
+    base: Any | None = None,
 ) -> RankReport:
     """Rank pairs (chosen answer first) with a guide and without its training.
 
@@ -176,26 +178,38 @@ def rank(
         untrained: the untrained model, for a fully trained guide; a PEFT model's adapter is switched off instead.
         untrained_margins: the untrained model's margins where they are known already (as after training).
         batch_size: pairs in one forward.
+        guided_by: w, to rank by the reward that decoding with this weight acts on (for guides trained on that).
+        base: the base of a fully trained guide, which ``guided_by`` needs.
     """
     if not pairs:
         raise DataError(f"There is no pair to rank for {objective!r}.")
-    guided = score_margins(model, pairs, max_length=max_length, batch_size=batch_size)
+    options: Any = {"max_length": max_length, "batch_size": batch_size, "guided_by": guided_by}
+    guided = score_margins(model, pairs, **options, base=base)
     if untrained_margins is None:
         other = model if untrained is None else untrained
         off: Callable[[], AbstractContextManager[Any]] = getattr(other, "disable_adapter", nullcontext)
         with off():
-            untrained_margins = score_margins(other, pairs, max_length=max_length, batch_size=batch_size)
+            untrained_margins = score_margins(other, pairs, **options, base=base)
     lengths = [(len(p.a_ids), len(p.b_ids)) for p in pairs]
     truncated = sum(p.truncated for p in pairs)
     return report_from_margins(objective, guided, untrained_margins, lengths, beta=beta, truncated=truncated)
 
 
 def score_margins(
-    model: Any, pairs: Sequence[EncodedPair], *, max_length: int, batch_size: int = 16
-) -> list[float]:  # fmt: skip
-    """Return log π(a|x) − log π(b|x) of each pair, nats."""
-    scorer = PairScorer(model, max_length=max_length)
-    a, b = sequence_logprobs(model, pairs, scorer=scorer, batch_size=batch_size)
+    model: Any,
+    pairs: Sequence[EncodedPair],
+    *,
+    max_length: int,
+    batch_size: int = 16,
+    guided_by: float | None = None,
+    base: Any | None = None,
+) -> list[float]:
+    """Return log π(a|x) − log π(b|x) of each pair, nats; with ``guided_by`` = w, of the reward that decoding acts on.
+
+    ``base`` is then needed for a fully trained model (see :class:`PairScorer`).
+    """
+    scorer = PairScorer(model, max_length=max_length, base=base)
+    a, b = sequence_logprobs(model, pairs, scorer=scorer, batch_size=batch_size, guided_by=guided_by)
     return [float(m) for m in a - b]
 
 

@@ -107,9 +107,9 @@ def _moslora(config: TrainConfig, base: Base, objectives: Sequence[str], own: di
 def condition_scale(config: TrainConfig, base: Base) -> float:
     """Return the factor on UniARM's mixed vector p: such that γ and δ learn about as fast whatever p is made of.
 
-    A step of AdamW changes G p by up to learning rate × Σ|p|. That sum is about 0.8·D for an embedded description, which
-    has unit variance in each of D dimensions, and 1 for α itself; the factor makes it about 20. Behind a shared trunk
-    the text may be larger, because tanh bounds what reaches γ and δ.
+    A step of AdamW changes G p by up to learning rate × Σ|p|. That sum is about 0.8·D for an embedded description,
+    which has unit variance in each of D dimensions, and 1 for α itself; the factor makes it about 20. Behind a shared
+    trunk the text may be larger, because tanh bounds what reaches γ and δ.
     """
     width = base.model.get_input_embeddings().weight.shape[1]
     shared = config.generator == "shared"

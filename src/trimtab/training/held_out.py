@@ -25,13 +25,31 @@ def reading_at(model: Any, alpha: Sequence[float], config: TrainConfig) -> Abstr
 
 
 class HeldOut:
-    """The held-out pairs of a run and how well the model ranked them before it was trained."""
+    """The held-out pairs of a run and how well the model ranked them before it was trained.
 
-    def __init__(self, pairs: Sequence[LabelledPair], objectives: Sequence[str], config: TrainConfig) -> None:
+    Guides trained for decoding are ranked by the reward that decoding with the recommended weight acts on; ``base`` is
+    the frozen copy of a model that is trained as a whole.
+    """
+
+    def __init__(
+        self, pairs: Sequence[LabelledPair], objectives: Sequence[str], config: TrainConfig, base: Any | None = None
+    ) -> None:
+        self._base = base
         self._pairs = pairs
         self._objectives = objectives
         self._config = config
         self._untrained: list[float] = []
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        config = self._config
+        decoded = config.loss == "decode-aware"
+        return {
+            "max_length": config.max_length,
+            "batch_size": config.per_device_eval_batch_size,
+            "guided_by": config.weight if decoded else None,
+            "base": self._base,
+        }
 
     def before(self, model: Any) -> None:
         """Score the pairs with the untrained model, which is the base whatever the preference."""
@@ -40,8 +58,7 @@ class HeldOut:
                 self._untrained = score_margins(
                     model,
                     [item.pair for item in self._pairs],
-                    max_length=self._config.max_length,
-                    batch_size=self._config.per_device_eval_batch_size,
+                    **self._scoring,
                 )
 
     def after(self, model: Any) -> dict[str, RankReport]:
@@ -57,9 +74,8 @@ class HeldOut:
                 pairs,
                 objective=name,
                 beta=config.betas.get(name, config.beta),
-                max_length=config.max_length,
                 untrained_margins=untrained,
-                batch_size=config.per_device_eval_batch_size,
+                **self._scoring,
             )
 
 

@@ -104,7 +104,7 @@ def train(
     # A fully trained model is decoded beside the base it was: decode-aware training keeps that as a frozen copy.
     frozen = copy.deepcopy(base.model) if adapter is None and config.loss == "decode-aware" else None
     model = base.model.requires_grad_(True) if adapter is None else add_adapter(base, adapter)
-    ranking = HeldOut(pairs.held_out, data.objectives, config)
+    ranking = HeldOut(pairs.held_out, data.objectives, config, frozen)
     ranking.before(model)
     trainer = _make_trainer(config, arguments, model, frozen, data.objectives, pairs, folder)
     outcome = _run(trainer, checkpoint, folder)
