@@ -29,15 +29,16 @@ from objectives.answers import answer_methods, describe, make_scorers, read_prom
 from objectives.data import FOLDER
 from objectives.guides import Pairs, Trainer, key_of, read_pairs, untrained
 from objectives.plan import (
-    ABLATIONS,
     DATA_SETS,
     METHODS,
     SMOKE,
     DataSet,
+    ablations_of,
     add_arguments,
     choose_rank,
     grid,
     layers_of,
+    methods_of,
     print_plan,
 )
 from objectives.ranking import margins, rank_all
@@ -57,7 +58,7 @@ def run(data: DataSet, options: Any, layers: Any, width: int) -> dict[str, Any]:
     work = options.work_dir / data.name
     pairs = read_pairs(data, options, work)
     trainer = Trainer(data, options, pairs, work, layers, width)
-    trained = {name: trainer.method(METHODS[name]) for name in options.methods}
+    trained = {method.name: trainer.method(method) for method in methods_of(options, data)}
     result = {
         "data": data.name,
         "objectives": list(data.objectives),
@@ -65,7 +66,7 @@ def run(data: DataSet, options: Any, layers: Any, width: int) -> dict[str, Any]:
         "trained": trained,
         **rank_methods(data, options, pairs, trained, work),
         **answer_and_score(data, options, pairs, trained, work, trainer),
-        "ablations": ablate(data, options, pairs, trainer, trained, work) if options.ablate else {},
+        "ablations": ablate(data, options, pairs, trainer, trained, work),
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__.split('+')[0]}",
     }
@@ -151,7 +152,15 @@ def ablate(
     alphas = grid(2)
     found: dict[str, np.ndarray] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    for method in ABLATIONS:
+    methods = ablations_of(options, data)
+    if not methods:
+        return {}
+    if "UniARM" in trained:
+        own = trained["UniARM"]
+        sizes["UniARM"] = own["rank"], own["parameters"]
+        folders = {name: Path(folder) for name, folder in own["folders"].items()}
+        found["UniARM"] = margins(data, METHODS["UniARM"], folders, pairs.val, alphas, options, work)
+    for method in methods:
         sizes[method.name] = choose_rank(method, options.rank, trainer.layers, trainer.width)
         folders = trainer.train(method, sizes[method.name][0], rate, pairs.train)
         found[method.name] = margins(data, method, folders, pairs.val, alphas, options, work)

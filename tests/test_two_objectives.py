@@ -28,9 +28,9 @@ def test_sizes_by_hand():
     assert trainable(METHODS["GenARM"], 4, LAYERS, 8) == 2 * 4 * 58
     assert trainable(METHODS["PARM"], 4, LAYERS, 8) == 4 * 58 + 3 * (2 * 2 + 2 * 2 * 2)
     assert trainable(METHODS["UniARM"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8
-    by_name = {m.name: m for m in ABLATIONS}
+    by_name = ABLATIONS
     assert trainable(by_name["alpha, scale only"], 4, LAYERS, 8) == 4 * 58 + 3 * 4 * 2
-    assert trainable(by_name["condition learned"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8 + 2 * 8
+    assert trainable(by_name["learned"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8 + 2 * 8
     assert trainable(by_name["alpha, shared trunk"], 4, LAYERS, 8) == 4 * 58 + 3 * 2 * 4 * 8 + 8 * 2
 
 
@@ -53,7 +53,7 @@ def test_sizes_are_those_of_the_adapters():
     common = {"objectives": ["a", "b"], "r": 4}
     text = MoSLoRAConfig(**common, descriptions=["x", "y"], description_token_ids=[[1], [2]])
     assert _counted(text, ("objectives",)) == trainable(METHODS["UniARM"], 4, LAYERS, 8)
-    for method in ABLATIONS:
+    for method in ABLATIONS.values():
         options = {k: v for k, v in method.options.items() if k in ("condition", "modulation", "generator")}
         if options.get("condition", "text") != "text":
             made = MoSLoRAConfig(**common, **options, **method.options.get("lora", {}))
@@ -63,7 +63,7 @@ def test_sizes_are_those_of_the_adapters():
 def test_every_method_of_the_study_has_a_rank_of_equal_size():
     smollm2 = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)] * 30
     target = trainable(METHODS["GenARM"], 8, smollm2, 576)
-    for method in (*METHODS.values(), *ABLATIONS):
+    for method in (*METHODS.values(), *ABLATIONS.values()):
         _, size = choose_rank(method, 8, smollm2, 576)
         assert abs(size / target - 1) <= plan.TOLERANCE
 

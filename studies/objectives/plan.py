@@ -23,7 +23,7 @@ DECODE_AWARE_COST = 4 / 3
 
 @dataclass(frozen=True)
 class DataSet:
-    """Two objectives, in the guides' order, with one sentence each; limits in tokens."""
+    """Two objectives, in the guides' order, with one sentence each; limits in tokens; what is trained on it."""
 
     name: str
     objectives: tuple[str, str]
@@ -32,6 +32,8 @@ class DataSet:
     max_prompt_length: int
     prompt_source: str
     tokens_a_pair: int
+    methods: tuple[str, ...]
+    ablations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ DATA_SETS = {
             96,
             "alpaca_eval",
             165,
+            ("GenARM", "PARM", "UniARM"),
         ),
         DataSet(
             "helpful_harmless",
@@ -83,6 +86,8 @@ DATA_SETS = {
             48,
             "xstest",
             156,
+            ("GenARM", "PARM", "UniARM", "UniARM-DA"),
+            ("text, shared trunk", "alpha", "λ 0", "α per batch"),
         ),
     )
 }
@@ -99,13 +104,13 @@ METHODS = {
         Method("GenARM-DA", {"method": "genarm", **_AWARE}),
     )
 }
-DEFAULT_METHODS = ("GenARM", "PARM", "UniARM", "UniARM-DA")
-ABLATIONS = tuple(
-    Method(name, {"method": "uniarm", **options})
+ABLATIONS = {
+    name: Method(name, {"method": "uniarm", **options})
     for name, options in (
-        ("condition text, both, λ 0.1", {}),
-        ("condition alpha", {"condition": "alpha"}),
-        ("condition learned", {"condition": "learned", "lora": {"objective_dim": 8}}),
+        ("text, shared trunk", {"generator": "shared", "lora": {"trunk_dim": 8}}),
+        ("text, factor 1", {"lora": {"condition_scale": 1.0}}),
+        ("alpha", {"condition": "alpha"}),
+        ("learned", {"condition": "learned", "lora": {"objective_dim": 8}}),
         ("alpha, scale only", {"condition": "alpha", "modulation": "scale"}),
         ("alpha, shift only", {"condition": "alpha", "modulation": "shift"}),
         ("alpha, shared trunk", {"condition": "alpha", "generator": "shared", "lora": {"trunk_dim": 8}}),
@@ -114,16 +119,16 @@ ABLATIONS = tuple(
         ("λ 1", {"global_loss_weight": 1.0}),
         ("α per batch", {"alpha_per": "batch"}),
     )
-)
-"""Condition × modulation × generator × λ, one thing changed at a time; where a text condition leaves no rank of equal
-size, the modulation is changed under condition "alpha"."""
+}
+"""Condition × modulation × generator × λ, one thing of UniARM (text, a generator a layer, both, λ 0.1) changed at a time;
+where a text condition leaves no rank of equal size, the modulation is changed under condition "alpha"."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every size of the study, with the defaults that the committed results were made with."""
     a = parser.add_argument
     a("--data", choices=[*DATA_SETS, "both"], default="both", help="both: a process for each, at a thread each")
-    a("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS))
+    a("--methods", nargs="+", choices=list(METHODS), help="default: the data set's own")
     a("--data-dir", type=Path, default=Path("runs/two_objectives/data"), help="made by studies/objectives/data.py")
     a("--work-dir", type=Path, default=Path("runs/two_objectives"), help="guides and answers, found again there")
     a("--output-dir", type=Path, default=Path(__file__).parent.parent / "two_objectives")
@@ -134,18 +139,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--epochs", type=float, default=1.0)
     a("--batch", type=int, default=8, help="pairs a step")
     a("--train-pairs", type=int, default=240, help="pairs that every method is trained on")
-    a("--rates", type=float, nargs="+", default=[5e-4, 1.5e-3], help="learning rates that every method may choose from")
-    a("--tune-pairs", type=int, default=64, help="pairs that each learning rate is tried on")
+    a("--rates", type=float, nargs="+", default=[7e-4, 2e-3], help="learning rates that every method may choose from")
+    a("--tune-pairs", type=int, default=48, help="pairs that each learning rate is tried on")
     a("--dev-pairs", type=int, default=24, help="pairs by which the learning rate is chosen (not of the test)")
-    a("--val-pairs", type=int, default=72, help="held-out pairs that are ranked")
+    a("--val-pairs", type=int, default=40, help="held-out pairs that are ranked")
     a("--scorer-pairs", type=int, default=2000, help="most pairs that the scorers are fitted on")
     a("--rank-steps", type=int, default=10, help="α = 0, 1/N, …, 1 for ranking")
-    a("--prompts", type=int, default=28, help="prompts that are answered")
-    a("--max-tokens", type=int, default=48)
+    a("--prompts", type=int, default=20, help="prompts that are answered")
+    a("--max-tokens", type=int, default=40)
     a("--answer-steps", type=int, default=4, help="α = 0, 1/N, …, 1 for answers")
     a("--temperature", type=float, default=1.0)
     a("--strength", type=float, default=1.0, help="total pull w of the guides")
-    a("--ablate", action="store_true", help="train the ablations of UniARM too, and rank with them")
+    a(
+        "--ablate",
+        nargs="*",
+        choices=list(ABLATIONS),
+        help="ablations of UniARM to rank with (default: the data set's own)",
+    )
     a("--smoke", action="store_true", help="a minute: says nothing, shows that everything runs")
     a("--plan", action="store_true", help="print ranks and budget, and stop")
     a("--report", action="store_true", help="write the report from what is there, and stop")
@@ -161,7 +171,18 @@ SMOKE: dict[str, Any] = {
     "max_tokens": 4,
     "answer_steps": 2,
     "scorer_pairs": 24,
+    "ablate": [],
 }
+
+
+def methods_of(options: Any, data: DataSet) -> list[Method]:
+    """Return what is compared on a data set."""
+    return [METHODS[name] for name in (options.methods or data.methods)]
+
+
+def ablations_of(options: Any, data: DataSet) -> list[Method]:
+    """Return the ablations of UniARM that are ranked on a data set."""
+    return [ABLATIONS[name] for name in (data.ablations if options.ablate is None else options.ablate)]
 
 
 def grid(steps: int) -> np.ndarray:
@@ -235,7 +256,7 @@ def choose_rank(method: Method, genarm_rank: int, layers: Layers, width: int) ->
 
 def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
     """Return (step, minutes on one thread) of a data set, from the speeds above."""
-    methods = [METHODS[name] for name in options.methods]
+    methods, ablations = methods_of(options, data), ablations_of(options, data)
     conditioned = [m for m in methods if m.method != "genarm"]
     runs = sum(m.runs for m in methods)
     tries = len(options.rates) * options.tune_pairs if len(options.rates) > 1 else 0
@@ -253,9 +274,9 @@ def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
         ("scorers", SCORER_SECONDS),
         ("KL", settings * options.prompts * (options.max_tokens + 48) * 2 / RANK_TOKENS_A_SECOND),
     ]
-    if options.ablate:
-        rows.append(("ablations", len(ABLATIONS) * options.train_pairs * pair / TRAIN_TOKENS_A_SECOND))
-        rows.append(("ranking them", len(ABLATIONS) * 3 * options.val_pairs * pair / RANK_TOKENS_A_SECOND))
+    if ablations:
+        rows.append(("ablations", len(ablations) * options.train_pairs * pair / TRAIN_TOKENS_A_SECOND))
+        rows.append(("ranking them", len(ablations) * 3 * options.val_pairs * pair / RANK_TOKENS_A_SECOND))
     return [(name, seconds / 60) for name, seconds in rows]
 
 
@@ -263,10 +284,14 @@ def print_plan(options: Any, layers: Layers, width: int) -> None:
     """Print the table of ranks and the budget."""
     target = trainable(METHODS["GenARM"], options.rank, layers, width)
     print("method                           rank  trained parameters  of GenARM's two ARMs")
-    for method in [*(METHODS[n] for n in options.methods), *(ABLATIONS if options.ablate else ())]:
+    names = DATA_SETS if options.data == "both" else [options.data]
+    shown = {
+        m.name: m for n in names for m in (*methods_of(options, DATA_SETS[n]), *ablations_of(options, DATA_SETS[n]))
+    }
+    for method in shown.values():
         rank, size = choose_rank(method, options.rank, layers, width)
         print(f"{method.name:32} {rank:4d}  {size:18,d}  {size / target:.4f}")
-    for name in DATA_SETS if options.data == "both" else [options.data]:
+    for name in names:
         rows = budget(options, DATA_SETS[name])
-        shown = ", ".join(f"{step} {minutes:.1f}" for step, minutes in rows)
-        print(f"{name}: about {math.ceil(sum(m for _, m in rows))} minutes on one thread ({shown})")
+        steps = ", ".join(f"{step} {minutes:.1f}" for step, minutes in rows)
+        print(f"{name}: about {math.ceil(sum(m for _, m in rows))} minutes on one thread ({steps})")

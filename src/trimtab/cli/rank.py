@@ -131,16 +131,21 @@ def _show_rankings(guides: Sequence[str], rankings: Sequence[MixedRanking], as_j
     table = Table(
         title="Held-out ranking accuracy at each preference (95 % interval)", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for column in ("preference", "pairs", "guide", "untrained", "length alone", "like length: guide, untrained", "p"):
-        table.add_column(column)
+    names = [name for name in rankings[0].preference if any(ranking.preference[name] for ranking in rankings)]
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for column in ("pairs", "guide", "untrained", "length alone", "at like length", "p"):
+        table.add_column(column, overflow="fold")
     for ranking in rankings:
-        table.add_row(*_line(ranking))
+        table.add_row(*(f"{ranking.preference[name]:.4g}" for name in names), *_line(ranking))
     out.print(table)
     reports = [ranking.report for ranking in rankings if ranking.report]
-    left_out = [f"{ranking.rows - ranking.report.n}" for ranking in rankings if ranking.report]
+    left_out = [f"{ranking.rows - (ranking.report.n if ranking.report else 0)}" for ranking in rankings]
     out.print(
         f"Of {rankings[0].rows} rows {' or '.join(dict.fromkeys(left_out))} are left out: not judged on an objective "
-        "with a weight, weighted labels that cancel, or equal answers. p: exact McNemar, guide against untrained.",
+        "with a weight, weighted labels that cancel, or equal answers. At like length: the guide, then the untrained "
+        "model, on the pairs whose answers differ by 10 % of their tokens at most. p: exact McNemar, guide against "
+        "untrained.",
         markup=False,
     )
     if len(reports) > 1:
@@ -154,16 +159,15 @@ def _show_rankings(guides: Sequence[str], rankings: Sequence[MixedRanking], as_j
 
 
 def _line(ranking: MixedRanking) -> list[str]:
-    name = ",".join(f"{name}={weight:g}" for name, weight in ranking.preference.items() if weight)
     report = ranking.report
     if report is None:
-        return [name, "0", "-", "-", "-", "-", "-"]
+        return ["0", "-", "-", "-", "-", "-"]
     matched = "-"
     if report.matched_guide and report.matched_untrained:
         matched = f"{report.matched_guide.value:.3f}, {report.matched_untrained.value:.3f} (n={report.matched_guide.n})"
     length = f"{report.length.value:.3f} ({report.length_rule})"
     untrained, p_value = f"{report.untrained.value:.3f}", f"{report.p_value:.2g}"
-    return [name, str(report.n), str(report.guide), untrained, length, matched, p_value]
+    return [str(report.n), str(report.guide), untrained, length, matched, p_value]
 
 
 def _shown(accuracy: Accuracy | None) -> Any:
