@@ -46,6 +46,7 @@ bench: setup
 	$(BIN)/python bench/train_speed.py
 	$(BIN)/python bench/decode_speed.py
 	$(BIN)/python bench/conditioned_decode.py
+	$(BIN)/python bench/conditioned_train.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
