@@ -74,6 +74,7 @@ DATA_SETS = {
             "alpaca_eval",
             165,
             ("GenARM", "PARM", "UniARM"),
+            ("text, shared trunk",),
         ),
         DataSet(
             "helpful_harmless",
@@ -87,7 +88,7 @@ DATA_SETS = {
             "xstest",
             156,
             ("GenARM", "PARM", "UniARM", "UniARM-DA"),
-            ("text, shared trunk", "alpha", "λ 0", "α per batch"),
+            ("text, shared trunk", "alpha", "λ 0"),
         ),
     )
 }

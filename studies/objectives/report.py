@@ -39,12 +39,19 @@ def write_report(results: Sequence[Row], output: Path, intro: Path, command: str
     lines += ["", "## How it was run", "", f"`{command}`; {how(results)}", ""]
     (output / "README.md").write_text("\n".join(lines), encoding="utf-8")
     (output / "verdict.txt").write_text("\n".join(verdict) + "\n", encoding="utf-8")
-    slim = [{k: v for k, v in result.items() if k != "samples"} for result in results]
+    slim = [without_folders({k: v for k, v in result.items() if k != "samples"}) for result in results]
     (output / "results.json").write_text(json.dumps(slim, indent=1) + "\n", encoding="utf-8")
     with (output / "samples.jsonl").open("w", encoding="utf-8") as file:
         for result in results:
             for sample in result["samples"]:
                 file.write(json.dumps({"data": result["data"], **sample}, ensure_ascii=False) + "\n")
+
+
+def without_folders(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without where things lay on the machine that made it."""
+    trained = {name: {k: v for k, v in row.items() if k != "folders"} for name, row in result["trained"].items()}
+    options = {k: v for k, v in result["options"].items() if not k.endswith("_dir")}
+    return {**result, "trained": trained, "options": options}
 
 
 def how(results: Sequence[Row]) -> str:
