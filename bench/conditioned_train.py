@@ -43,8 +43,8 @@ def main() -> None:
         data = labelled(options, Path(folder))
         rates: dict[str, list[float]] = {name: [] for name in METHODS}
         for repeat in range(options.repeats):
-            for name, method in METHODS.items():
-                rates[name].append(measure(method, data, Path(folder) / f"{repeat}-{len(rates[name])}", options))
+            for number, (name, method) in enumerate(METHODS.items()):
+                rates[name].append(measure(method, data, Path(folder) / f"{repeat}-{number}", options))
                 print(f"round {repeat + 1}, {name}: {rates[name][-1]:.3f} pairs a second", file=sys.stderr, flush=True)
     print(table(rates))
 

@@ -201,8 +201,8 @@ def test_objectives_are_chosen_by_name_or_all():
 
 RUNS = {
     "parm": {"method": "parm", "per_device_train_batch_size": 4},
-    "uniarm": {"method": "uniarm"},
-    "uniarm-alpha": {"method": "uniarm", "condition": "alpha", "lora": {"condition_scale": 5.0}},
+    "uniarm-text": {"method": "uniarm", "condition": "text"},
+    "uniarm": {"method": "uniarm", "lora": {"condition_scale": 5.0}},
 }
 
 
@@ -371,7 +371,7 @@ DECODED = {
     "genarm-full": {"method": "genarm", "objective": "helpful", "full_finetune": True, "learning_rate": 1e-3},
     "parm": {"method": "parm", "decode_weights": "conditioned"},
     "uniarm": {"method": "uniarm", "decode_weights": "conditioned", "weight": 2.0},
-    "uniarm-drawn": {"method": "uniarm", "decode_weights": "drawn", "condition": "alpha"},
+    "uniarm-drawn": {"method": "uniarm", "decode_weights": "drawn", "condition": "text"},
 }
 
 

@@ -93,20 +93,21 @@ DATA_SETS = {
     )
 }
 
+_TEXT = {"condition": "text"}
 _AWARE = {"loss": "decode-aware"}
 METHODS = {
     m.name: m
     for m in (
         Method("GenARM", {"method": "genarm"}),
         Method("PARM", {"method": "parm"}),
-        Method("UniARM", {"method": "uniarm"}),
-        Method("UniARM-DA", {"method": "uniarm", **_AWARE}),
+        Method("UniARM", {"method": "uniarm", **_TEXT}),
+        Method("UniARM-DA", {"method": "uniarm", **_TEXT, **_AWARE}),
         Method("PARM-DA", {"method": "parm", **_AWARE}),
         Method("GenARM-DA", {"method": "genarm", **_AWARE}),
     )
 }
 ABLATIONS = {
-    name: Method(name, {"method": "uniarm", **options})
+    name: Method(name, {"method": "uniarm", **_TEXT, **options})
     for name, options in (
         ("text, shared trunk", {"generator": "shared", "lora": {"trunk_dim": 8}}),
         ("text, factor 1", {"lora": {"condition_scale": 1.0}}),

@@ -61,7 +61,9 @@ def how(results: Sequence[Row]) -> str:
     return (
         f"seed {o['seed']}, β {o['beta']:g}, {o['epochs']:g} epoch(s), {o['batch']} pairs a step, {o['prompts']} prompts, "
         f"{o['max_tokens']} tokens at temperature {o['temperature']:g}, total pull w = {o['strength']:g}; "
-        f"{first['machine']}; " + ", ".join(f"{r['data']} {r['minutes']:.0f} minutes" for r in results) + "."
+        f"{first['machine']}; final training of the compared guides: "
+        + ", ".join(f"{r['data']} {sum(t['seconds'] for t in r['trained'].values()) / 60:.0f} minutes" for r in results)
+        + "."
     )
 
 

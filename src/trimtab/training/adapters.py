@@ -19,6 +19,10 @@ ADAPTERS: dict[Method, Literal["lora", "pblora", "moslora"]] = {
 """Method → the manifest's word for its adapter."""
 
 
+CONDITION = "alpha"
+"""UniARM's condition unless another is asked for: the best of those compared (studies/two_objectives)."""
+
+
 def describe(config: TrainConfig, objective: str) -> str:
     """Return one sentence on what an objective prefers: the one given, or one made of its name."""
     given = config.descriptions.get(objective)
@@ -91,10 +95,11 @@ def _pblora(config: TrainConfig, base: Base, objectives: Sequence[str], own: dic
 def _moslora(config: TrainConfig, base: Base, objectives: Sequence[str], own: dict[str, Any]) -> Any:
     from trimtab.rewards.moslora import MoSLoRAConfig
 
-    chosen = {name: value for name in ("condition", "modulation", "generator") if (value := getattr(config, name))}
+    chosen = {name: value for name in ("modulation", "generator") if (value := getattr(config, name))}
+    chosen["condition"] = config.condition or CONDITION
     own |= {"r": config.lora_r, "lora_alpha": config.lora_alpha or 2 * config.lora_r, **chosen}
     own["condition_scale"] = condition_scale(config, base)
-    if chosen.get("condition", "text") != "text":
+    if chosen["condition"] != "text":
         return _made(MoSLoRAConfig, config, {**own, "objectives": list(objectives)})
     sentences = {name: describe(config, name) for name in objectives}
 
@@ -113,7 +118,7 @@ def condition_scale(config: TrainConfig, base: Base) -> float:
     """
     width = base.model.get_input_embeddings().weight.shape[1]
     shared = config.generator == "shared"
-    return {"text": (5.0 if shared else 1.0) / width**0.5, "alpha": 16.0, "learned": 1.0}[config.condition or "text"]
+    return {"text": (5.0 if shared else 1.0) / width**0.5, "alpha": 16.0, "learned": 1.0}[config.condition or CONDITION]
 
 
 def _made(kind: Any, config: TrainConfig, own: dict[str, Any], make: Any = None) -> Any:

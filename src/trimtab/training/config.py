@@ -68,7 +68,9 @@ class TrainConfig(BaseModel):
         "Model", {}, "Any other option of peft.LoraConfig, MoSLoRAConfig or PBLoRAConfig, as KEY=VALUE (repeatable)."
     )
     condition: Literal["text", "alpha", "learned"] | None = _field(
-        "Model", None, "uniarm: what stands for an objective: its description's 'text', 'alpha' itself, or 'learned'."
+        "Model",
+        None,
+        "uniarm: what stands for α: 'alpha' itself (default), or a mix of 'text' or 'learned' vectors.",
     )
     modulation: Literal["scale", "shift", "both"] | None = _field(
         "Model", None, "uniarm: what the preference does to the shared features: scale, shift or both."
