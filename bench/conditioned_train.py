@@ -41,9 +41,10 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         data = labelled(options, Path(folder))
-        rates: dict[str, list[float]] = {name: [] for name in METHODS}
+        chosen = {name: method for name, method in METHODS.items() if not options.only or name in options.only}
+        rates: dict[str, list[float]] = {name: [] for name in chosen}
         for repeat in range(options.repeats):
-            for number, (name, method) in enumerate(METHODS.items()):
+            for number, (name, method) in enumerate(chosen.items()):
                 rates[name].append(measure(method, data, Path(folder) / f"{repeat}-{number}", options))
                 print(f"round {repeat + 1}, {name}: {rates[name][-1]:.3f} pairs a second", file=sys.stderr, flush=True)
     print(table(rates))
@@ -59,7 +60,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), help=f"some methods, {REFERENCE!r} among them")
     options = parser.parse_args()
+    if options.only and REFERENCE not in options.only:
+        parser.error(f"--only must name {REFERENCE!r}, which the others are compared with")
     torch.set_num_threads(options.threads)
     return options
 

@@ -181,7 +181,7 @@ def test_the_command(plain, llama_folder, tmp_path, capsys):
     run(["rank", "--guide", folder, *flags])
     shown = capsys.readouterr().out
     title = "Held-out ranking accuracy at each preference"
-    for text in (title, "helpful", "concise", "at like length", "Mean over preferences"):
+    for text in (title, "helpful", "concise", "untrained", "Mean over preferences"):
         assert text in shown
     assert "harmless" not in shown  # the data has no labels for it
     both = ["--guide", plain[0], "--guide", plain[1]]
