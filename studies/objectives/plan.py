@@ -88,7 +88,7 @@ DATA_SETS = {
             "xstest",
             156,
             ("GenARM", "PARM", "UniARM", "UniARM-DA"),
-            ("text, shared trunk", "alpha", "λ 0"),
+            ("text, shared trunk", "alpha", "alpha, scale only", "alpha, shift only", "λ 0"),
         ),
     )
 }
