@@ -48,7 +48,7 @@ def condition_input(config: Any, alpha: Tensor, weight: Tensor | float | None = 
     pull = torch.as_tensor(weight, dtype=alpha.dtype, device=alpha.device)
     if not bool(((pull > 0) & torch.isfinite(pull)).all()):
         raise GuidanceError(
-            f"The weight {pull.tolist()!r:.80} of a guide that is told its pull must be above 0, for log w is its "
+            f"The weight {_shown(pull)} of a guide that is told its pull must be above 0, for log w is its "
             "input: leave the guide out instead of giving it 0."
         )
     try:
@@ -59,3 +59,9 @@ def condition_input(config: Any, alpha: Tensor, weight: Tensor | float | None = 
             "number, or one for each preference."
         ) from error
     return torch.cat([alpha.expand(*rows, size), pull.log().expand(rows).unsqueeze(-1)], -1)
+
+
+def _shown(pull: Tensor) -> str:
+    """Return a pull that cannot be used, the first of them, in few digits."""
+    wrong = pull.flatten()[~((pull > 0) & torch.isfinite(pull)).flatten()]
+    return f"{float(wrong[0]):g}"
