@@ -221,6 +221,10 @@ class RowAdapters:
             self._layers[name][slot] = delta
         return slot
 
+    def delta(self, name: str, slot: int) -> Delta | None:
+        """Return what the adapter of a slot adds to a layer, or ``None``."""
+        return self._layers.get(name, {}).get(slot)
+
     def use(self, slices: Sequence[RowSlice]) -> None:
         """Set which rows of the coming forwards use which slot."""
         self._slices = tuple(slices)
