@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,18 +87,22 @@ class ConditionStacks:
 
     def __init__(self, size: int = 32) -> None:
         self._size = size
-        self._known: dict[tuple[int, ...], RowConditions] = {}
+        # A stack is kept with its rows, so that none of their ids can pass to another tensor.
+        self._known: dict[tuple[int, ...], tuple[RowConditions, Any]] = {}
 
-    def __call__(self, rows: Sequence[Tensor | None]) -> RowConditions | None:
-        """Return the conditions of rows that all have some, or ``None`` for rows that have none."""
+    def __call__(self, rows: Sequence[Tensor | None], make: Callable[[RowConditions], Any] | None = None) -> Any:
+        """Return what ``make`` makes of the rows' conditions, or ``None`` for rows that have none."""
         if rows[0] is None:
             return None
-        key = tuple(map(id, rows))  # a stack holds its rows, so that none of these ids can pass to another tensor
-        found = self._known.pop(key, None) or RowConditions([row for row in rows if row is not None])
+        key = tuple(map(id, rows))
+        found = self._known.pop(key, None)
+        if found is None:
+            stacked = RowConditions([row for row in rows if row is not None])
+            found = stacked, stacked if make is None else make(stacked)
         self._known[key] = found
         if len(self._known) > self._size:
             del self._known[next(iter(self._known))]
-        return found
+        return found[1]
 
 
 @dataclass(frozen=True)
