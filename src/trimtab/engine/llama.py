@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class TorchForward:
     """Runs spans through a decoder: each linear layer once over all tokens, each adapter on its tokens only."""
 
     def __init__(self, shape: Shape, cache: KVCache, adapters: RowAdapters) -> None:
-        self.shape, self.cache, self.adapters = shape, cache, adapters
+        self.shape, self.cache, self.adapters = _with_narrow_norms(shape), cache, adapters
         self._stacks = ConditionStacks()
         self._layers = [_products_of(layer) for layer in shape.layers]
         self._head = Product((shape.head,), shape.head.weight, shape.head.bias)
@@ -80,11 +81,11 @@ class TorchForward:
         for number, (layer, own) in enumerate(zip(shape.layers, self._layers, strict=True)):
             h = self._norm(x, layer.input_norm)
             rope = None if layer.rope is None else ropes[layer.rope]
-            q, k, v = self._outputs(h, own.qkv, batch)
-            h = self._attention(q, k, v, layer, number, rope, places, groups)
+            h = self._attention(self._outputs(h, own.qkv, batch), layer, number, rope, places, groups)
             h = self._outputs(h, own.o, batch)[0]
             x = x + (h if layer.attention_out_norm is None else self._norm(h, layer.attention_out_norm))
-            gate, up = self._outputs(self._norm(x, layer.mlp_norm), own.gate_up, batch)
+            outputs = self._outputs(self._norm(x, layer.mlp_norm), own.gate_up, batch)
+            gate, up = outputs[0].chunk(2, dim=-1) if len(outputs) == 1 else outputs
             gate = F.silu(gate) if shape.activation == "silu" else F.gelu(gate, approximate="tanh")
             h = self._outputs(gate * up, own.down, batch)[0]
             x = x + (h if layer.mlp_out_norm is None else self._norm(h, layer.mlp_out_norm))
@@ -120,24 +121,28 @@ class TorchForward:
 
     def _attention(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: Sequence[Tensor],
         layer: Layer,
         number: int,
         rope: tuple[Tensor, Tensor] | None,
         places: tuple[Tensor, Tensor],
         groups: Sequence[_Rows],
     ) -> Tensor:
-        """Return what each token reads, (N, H·D), from its (N, heads·D) query and from the keys and values so far."""
+        """Return what each token reads, (N, H·D), from its query and from the keys and values so far.
+
+        ``qkv`` are (N, heads·D) queries, keys and values, side by side in one tensor or in three.
+        """
         shape = self.shape
-        q, k, v = (x.reshape(len(x), -1, shape.head_dim) for x in (q, k, v))
-        if layer.q_norm is not None:
-            q = self._norm(q, layer.q_norm)
-        if layer.k_norm is not None:
-            k = self._norm(k, layer.k_norm)
-        if rope is not None:
-            q, k = _rotated(torch.cat([q, k], dim=1), *rope).split([shape.heads, shape.kv_heads], dim=1)
+        if len(qkv) == 1:
+            both, v = qkv[0].split([layer.q.d_out + layer.k.d_out, layer.v.d_out], dim=-1)
+        else:
+            both, v = torch.cat([qkv[0], qkv[1]], dim=-1), qkv[2]
+        both, v = (x.unflatten(-1, (-1, shape.head_dim)) for x in (both, v))
+        heads = [shape.heads, shape.kv_heads]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = both.split(heads, dim=1)
+            both = torch.cat([self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)], dim=1)
+        q, k = (both if rope is None else _rotated(both, *rope)).split(heads, dim=1)
         pages, offsets = places
         self.cache.keys[number][pages, :, offsets] = k
         self.cache.values[number][pages, :, offsets] = v
@@ -179,10 +184,12 @@ class TorchForward:
         return scores.softmax(-1).to(values.dtype) @ values
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.dtype == x.dtype:
+            return F.rms_norm(x, weight.shape, weight, self.shape.norm_eps)
         return F.rms_norm(x.float(), weight.shape, weight, self.shape.norm_eps).to(x.dtype)
 
     def _outputs(self, x: Tensor, products: Sequence[Product], batch: Batch) -> list[Tensor]:
-        """Return x Wᵀ + b of each layer of some products, with what the adapters add to their tokens."""
+        """Return x Wᵀ + b for each product, with what the adapters add to their tokens."""
         outputs: list[Tensor] = []
         for product in products:
             y = product(x)
@@ -190,7 +197,7 @@ class TorchForward:
                 delta = self._slots[piece.slot].deltas.get(product.linears[0].name)
                 if delta is not None:
                     _add(x, y, delta, piece, conditions)
-            outputs += y.split(product.sizes, dim=-1) if len(product.linears) > 1 else [y]
+            outputs.append(y)
         return outputs
 
 
@@ -213,6 +220,22 @@ def _products_of(layer: Layer) -> _Products:
     return _Products(together[0], products((layer.o,)), together[1], products((layer.down,)))
 
 
+def _with_narrow_norms(shape: Shape) -> Shape:
+    """Return the shape with norms in the model's dtype where that is exact, for a GPU then needs one kernel a norm.
+
+    The sum of squares is taken in float32 in any case.
+    """
+
+    def narrow(weight: Tensor | None) -> Any:
+        if weight is None or not torch.equal(weight.to(shape.dtype).float(), weight.float()):
+            return weight
+        return weight.to(shape.dtype)
+
+    names = ("input_norm", "q_norm", "k_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
+    layers = [dataclasses.replace(layer, **{n: narrow(getattr(layer, n)) for n in names}) for layer in shape.layers]
+    return dataclasses.replace(shape, layers=layers, final_norm=narrow(shape.final_norm))
+
+
 def _add(x: Tensor, y: Tensor, delta: Delta, piece: Piece, conditions: Any) -> None:
     """Add an adapter's delta to its piece of the outputs, in place."""
     own = x[piece.start : piece.stop].view(piece.rows, -1, x.shape[-1])
@@ -233,7 +256,8 @@ def _rope(cos: Tensor, sin: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads (N, H, D) by their positions; dimensions beyond D_rot stay."""
-    wide = x[..., : cos.shape[-1]].float()
-    turned = torch.addcmul(wide * cos, wide.roll(cos.shape[-1] // 2, -1), sin).to(x.dtype)
-    return turned if cos.shape[-1] == x.shape[-1] else torch.cat([turned, x[..., cos.shape[-1] :]], dim=-1)
+    """Rotate heads (N, H, D) by their positions, in float32; dimensions beyond D_rot stay."""
+    turns = x[..., : cos.shape[-1]]
+    out = torch.empty(turns.shape, dtype=x.dtype, device=x.device)
+    torch.addcmul(turns * cos, turns.roll(cos.shape[-1] // 2, -1), sin, out=out)
+    return out if cos.shape[-1] == x.shape[-1] else torch.cat([out, x[..., cos.shape[-1] :]], dim=-1)
