@@ -139,7 +139,8 @@ class GraphRecorder:
                 function()  # libraries make their workspaces now, which a graph must not
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Another thread may be stepping another backbone, which is none of this recording's business.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = function()
 
         def replay() -> Tensor:

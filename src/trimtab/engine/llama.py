@@ -102,9 +102,10 @@ class TorchForward:
 
     def _rows(self, group: Group, positions: Tensor, tokens: Tensor | None, table: Tensor) -> _Rows:
         shape = self.shape
-        heads = torch.arange(shape.kv_heads, device=table.device)
-        if group.length > 1:
-            heads = heads.repeat_interleave(shape.heads // shape.kv_heads)
+        if group.length == 1:
+            heads = torch.arange(shape.kv_heads, device=table.device)
+        else:
+            heads = torch.arange(shape.heads, device=table.device) // (shape.heads // shape.kv_heads)
         table = table.view(group.rows, 1, group.pages)
         blocks = (table * shape.kv_heads + heads.view(1, -1, 1)).flatten()
         query = (positions if tokens is None else positions[tokens]).view(group.rows, 1, group.length, 1)
@@ -116,7 +117,8 @@ class TorchForward:
                 masks[window] = None
             else:
                 seen = causal if window is None else causal & (key > query - window)
-                masks[window] = torch.where(seen, 0.0, -torch.inf).to(shape.dtype)
+                mask = torch.zeros(seen.shape, dtype=shape.dtype, device=seen.device)
+                masks[window] = mask.masked_fill_(~seen, -torch.inf)
         return _Rows(group, tokens, blocks, masks)
 
     def _attention(
