@@ -100,8 +100,8 @@ class Conditioner:
         self._dtype, self._device = dtype, device
         self._made = functools.lru_cache(maxsize=256)(self._make)
 
-    def __call__(self, alpha: Sequence[float], weight: float) -> Tensor:
-        """Return the conditions of one row, (L, C, ...); the same object for a preference seen lately.
+    def key(self, alpha: Sequence[float], weight: float) -> tuple[float, ...]:
+        """Return what the conditions depend on, and nothing else.
 
         Args:
             alpha: K weights on the simplex.
@@ -109,7 +109,11 @@ class Conditioner:
         """
         # Where w is 0 the guide's scores are not added, so that any condition will do; log 0 would be none.
         inputs = self._tensors.inputs(torch.tensor(alpha), torch.tensor(weight or 1.0))
-        return self._made(tuple(inputs.tolist()))
+        return tuple(inputs.tolist())
+
+    def __call__(self, alpha: Sequence[float], weight: float) -> Tensor:
+        """Return the conditions of one row, (L, C, ...); the same object for a preference seen lately."""
+        return self._made(self.key(alpha, weight))
 
     def _make(self, inputs: tuple[float, ...]) -> Tensor:
         with torch.inference_mode():
