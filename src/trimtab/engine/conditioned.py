@@ -26,13 +26,15 @@ class RowConditions:
 
     Attributes:
         rows: N tensors, (L, C, ...) each, one a row; rows of equal preference share one.
-        parts: L·C views, (N, ...) each: part c of layer l is number l·C + c.
+        stacked: (L·C, N, ...), the rows' conditions side by side.
+        parts: L·C views of it, (N, ...) each: part c of layer l is number l·C + c.
     """
 
     def __init__(self, rows: Sequence[Tensor]) -> None:
         self.rows = list(rows)
         # Layer first, so that what one layer reads is one block, and a forward makes no view of its own.
-        self.parts = torch.stack(self.rows, dim=2).flatten(0, 1).unbind(0)
+        self.stacked = torch.stack(self.rows, dim=2).flatten(0, 1)
+        self.parts = self.stacked.unbind(0)
 
     @classmethod
     def of(cls, rows: Sequence[Tensor | None]) -> RowConditions | None:

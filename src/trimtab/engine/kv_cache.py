@@ -29,13 +29,27 @@ class KVCache:
     """
 
     def __init__(self, layers: Sequence[KVShape], pages: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        # Not zeroed: a CPU gives memory to a page only when it is first written to. What is read was written before.
-        self.keys: list[Tensor] = [
-            torch.empty((pages, s.kv_heads, PAGE, s.key_dim), dtype=dtype, device=device) for s in layers
-        ]
-        self.values: list[Tensor] = [
-            torch.empty((pages, s.kv_heads, PAGE, s.value_dim), dtype=dtype, device=device) for s in layers
-        ]
+        # Not zeroed: a CPU gives memory to a page only when it is first written to. See `clear` for what is read.
+        shapes = [(pages, s.kv_heads, PAGE, s.key_dim) for s in layers]
+        shapes += [(pages, s.kv_heads, PAGE, s.value_dim) for s in layers]
+        if len(set(shapes)) == 1:  # one block of memory, which is cleared by one operation
+            block = torch.empty((len(shapes), *shapes[0]), dtype=dtype, device=device)
+            self._by_page = [block.transpose(0, 1)]
+            tensors = list(block.unbind(0))
+        else:
+            tensors = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+            self._by_page = tensors
+        self.keys: list[Tensor] = tensors[: len(layers)]
+        self.values: list[Tensor] = tensors[len(layers) :]
+
+    def clear(self, pages: Tensor) -> None:
+        """Zero the pages (N,) that a sequence is about to begin.
+
+        A forward that reads whole pages masks what lies behind a sequence's end, but a NaN from fresh memory or from
+        a sequence that had the page before would come through the mask, as 0 · NaN.
+        """
+        for tensor in self._by_page:
+            tensor.index_fill_(0, pages, 0)
 
     @staticmethod
     def bytes_per_page(layers: Sequence[KVShape], dtype: torch.dtype) -> int:
