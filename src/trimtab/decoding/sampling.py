@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trimtab.decoding.config import Sampling
 
 _NEGATIVE_INFINITY = float("-inf")
+_BLOCK = 128
 
 
 def penalise_repetition(z: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -61,7 +63,7 @@ def distribution(z: Tensor, sampling: Sampling) -> Tensor:
 
     The repetition penalty is not in here: it needs the history (:func:`penalise_repetition`).
     """
-    z = (z - z.amax(dim=-1, keepdim=True)) / sampling.temperature
+    z = (z - z.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
     z = keep_top_k(z, sampling.top_k)
     z = keep_top_p(z, sampling.top_p)
     return keep_min_p(z, sampling.min_p).softmax(dim=-1)
@@ -79,12 +81,24 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         (B,) long; never a token of probability 0.
     """
-    cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
+    missing = -probabilities.shape[-1] % _BLOCK
+    p = F.pad(probabilities, (0, missing)) if missing else probabilities
+    # Two levels, so that only the sums of blocks and one block a row are added up in float64.
+    blocks = p.unflatten(-1, (-1, _BLOCK))
+    sums = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = uniforms.to(sums).unsqueeze(-1) * sums[..., -1:]
+    block = _first_above(sums, target)
+    before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1).to(torch.float64).cumsum(dim=-1)
+    return (block * _BLOCK + _first_above(inside, target - before)).squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Return where sums first exceed a target, (B, 1); what adds nothing to them is never chosen."""
     total = cumulative[..., -1:]
-    target = uniforms.to(cumulative).unsqueeze(-1) * total
-    # Rounding may lift u·total to total itself, which would select past the last possible token.
+    # Rounding may lift the target to the total itself, which would select past the last possible place.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, target.clamp_min(0), right=True)
 
 
 def choose(z: Tensor, sampling: Sampling, *, seen: Tensor | None = None, uniforms: Tensor | None = None) -> Tensor:

@@ -33,8 +33,11 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
             tokens = chosen
         else:
             tokens[torch.tensor(members, device=z.device)] = chosen
-    # One transfer for the whole step. amax passes NaN on, so one number a line tells whether it can be drawn from.
-    usable = torch.isfinite(z.amax(dim=-1)).long()
+    # One transfer for the whole step. The best value is NaN where any is, so one number a line tells whether it can be
+    # drawn from; the likeliest token's value is the best.
+    greedy = all(answer.sampling.is_greedy for answer in answers)
+    best = z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) if greedy else z.amax(dim=-1)
+    usable = torch.isfinite(best).long()
     for i, (token, good) in enumerate(torch.stack([tokens, usable], dim=1).tolist()):
         if good:
             answers[i].take(int(token))
