@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtab.engine.adapters import RowAdapters
+from trimtab.engine.cuda_graphs import GraphRecorder, SteppedForward
 from trimtab.engine.families import NotLlamaShapedError, read_shape
 from trimtab.engine.kv_cache import KVCache, KVShape
 from trimtab.engine.llama import TorchForward
@@ -135,7 +136,9 @@ class Forwards:
             from trimtab.engine.generic import GenericForward
 
             return GenericForward(choice.model, self._cache, self._adapters)
-        return TorchForward(choice.shape, self._cache, self._adapters)
+        forward = TorchForward(choice.shape, self._cache, self._adapters)
+        device = choice.shape.embedding.device
+        return SteppedForward(forward, GraphRecorder(device)) if device.type == "cuda" else forward
 
     def _build_native(self) -> None:
         if not has_native():
