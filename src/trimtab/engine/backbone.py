@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.engine.adapters import RowAdapters, RowSlice
 from trimtab.engine.conditioned import RowConditions
-from trimtab.models.loading import context_length
+from trimtab.models.loading import context_length, vocabulary_size
 
 
 class Backbone:
@@ -44,7 +44,7 @@ class Backbone:
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return vocabulary_size(self.model)
 
     def forward(
         self,
