@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import guides
 import tiny
 import tiny_guides
 from trimtab.engine import load
@@ -223,6 +224,19 @@ def test_deltas_are_in_the_compute_dtype(llama_folder, tmp_path):
     assert delta.a_t.dtype == delta.b_t.dtype == torch.bfloat16
     (answer,) = engine.generate([CHAT], temperature=0, max_tokens=4)
     assert answer.token_ids
+
+
+def test_the_engine_loads_base_and_whole_guides_quantised(llama_folder, tmp_path):
+    _, folder = guides.saved(llama_folder, tmp_path / "full", adapter="full")
+    engine = load(llama_folder, [folder], quantization="int8")
+    assert [_count(backbone.model) for backbone in engine._core.backbones] == [15, 15]
+    assert _count(load(load_base(str(llama_folder)), quantization="int8").base.model) == 0  # used as it was loaded
+    (answer,) = engine.generate([CHAT], temperature=0, max_tokens=3)
+    assert answer.token_ids
+
+
+def _count(model):
+    return sum(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def test_a_guide_that_needs_peft_says_so(llama_folder, tmp_path):

@@ -39,6 +39,7 @@ def load(
     guide_bases: Mapping[str, str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: str | None = None,
 ) -> Engine:
     """Load a base model and the guides that steer it.
 
@@ -53,16 +54,22 @@ def load(
             ``guide.json`` is not the place to load it from.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` or a torch device.
+        quantization: ``"int8"`` or ``"int4"`` for weights that take less to read, of the base and of models that
+            guides bring along; adapters stay in ``dtype``. A :class:`Base` is used as it was loaded.
 
     Raises:
         ModelError: the base cannot be loaded.
+        ConfigError: an unknown quantization, or torchao is not installed.
         GuideError: a guide folder is missing, damaged, unsafe or for another base.
         VocabularyMismatchError: base and guide do not share a tokenizer.
     """
-    loaded = base if isinstance(base, Base) else load_base(str(base), revision=revision, dtype=dtype, device=device)
+    options: Any = {"revision": revision, "dtype": dtype, "device": device, "quantization": quantization}
+    loaded = base if isinstance(base, Base) else load_base(str(base), **options)
     folders = [guides] if isinstance(guides, (str, Path)) else guides
     used = str(loaded.model.dtype).removeprefix("torch.")
-    backbones, ready = load_guides(loaded, folders, guide_bases or {}, dtype=used, device=str(loaded.device))
+    backbones, ready = load_guides(
+        loaded, folders, guide_bases or {}, dtype=used, device=str(loaded.device), quantization=loaded.quantization
+    )
     return Engine(Core(loaded, backbones, ready, stop_ids(loaded.model, loaded.tokenizer)))
 
 
