@@ -131,7 +131,7 @@ class Conditioner:
 
 
 def read_conditioned(tensors: ConditionedTensors, model: nn.Module) -> tuple[dict[str, Delta], Conditioner]:
-    """Return layer name → delta, in the dtype and on the device of the layer's weight, and what makes conditions.
+    """Return layer name → delta, in the dtype of the layer's inputs, and what makes conditions.
 
     Args:
         tensors: the guide's.
@@ -145,7 +145,7 @@ def read_conditioned(tensors: ConditionedTensors, model: nn.Module) -> tuple[dic
     for number, (name, factors) in enumerate(tensors.layers.items()):
         layer = linear_layer(name, model)
         layer.check(factors["A"], factors["B"])
-        place = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+        place = {"dtype": layer.dtype, "device": layer.device}
         a, b = factors["A"].float(), tensors.config.scaling * factors["B"].float()
         if "W1" in factors:
             a = right_factor(a, factors["W1"], torch.eye(tensors.config.r2))

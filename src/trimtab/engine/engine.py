@@ -39,6 +39,8 @@ def load(
     guide_bases: Mapping[str, str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: str | None = None,
+    guide_quantization: str | None = "auto",
     config: EngineConfig | Mapping[str, Any] | None = None,
 ) -> Engine:
     """Load a base model and the guides that steer it.
@@ -54,20 +56,29 @@ def load(
             ``guide.json`` is not the place to load it from.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` or a torch device.
+        quantization: ``"int8"`` or ``"int4"`` for weights that take less to read. A :class:`Base` is used as it was
+            loaded. Adapters stay in ``dtype``.
+        guide_quantization: likewise of models that guides bring along; ``"auto"`` for that of the base.
         config: an :class:`EngineConfig` or a mapping with its fields.
 
     Raises:
-        ConfigError: an unknown or impossible option.
+        ConfigError: an unknown or impossible option, or torchao, which quantises, is not installed.
         ModelError: the base cannot be loaded.
         GuideError: a guide folder is missing, damaged, unsafe or for another base.
         VocabularyMismatchError: base and guide do not share a tokenizer.
     """
     chosen = make_engine_config(config)
-    loaded = base if isinstance(base, Base) else load_base(str(base), revision=revision, dtype=dtype, device=device)
+    options: Any = {"revision": revision, "dtype": dtype, "device": device, "quantization": quantization}
+    loaded = base if isinstance(base, Base) else load_base(str(base), **options)
     folders = [guides] if isinstance(guides, (str, Path)) else guides
-    used = str(loaded.model.dtype).removeprefix("torch.")
     backbones, ready = load_guides(
-        loaded, folders, guide_bases or {}, dtype=used, device=str(loaded.device), kernels=chosen.kernels
+        loaded,
+        folders,
+        guide_bases or {},
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        kernels=chosen.kernels,
+        quantization=loaded.quantization if guide_quantization == "auto" else guide_quantization,
     )
     return Engine(Core(loaded, backbones, ready, stop_ids(loaded.model, loaded.tokenizer)), chosen)
 

@@ -114,7 +114,14 @@ class Guide:
 
 
 def load_guides(
-    base: Base, folders: GuideFolders, bases: Mapping[str, str], *, dtype: str, device: str, kernels: Kernels = "auto"
+    base: Base,
+    folders: GuideFolders,
+    bases: Mapping[str, str],
+    *,
+    dtype: str,
+    device: str,
+    kernels: Kernels = "auto",
+    quantization: str | None = None,
 ) -> tuple[list[Backbone], list[Guide]]:
     """Load guides; return the backbones (the base's first) and the guides.
 
@@ -124,6 +131,7 @@ def load_guides(
         bases: guide name → the model to load instead of the one ``guide.json`` names.
         dtype: for backbones other than the base's.
         device: likewise.
+        quantization: likewise.
         kernels: what runs every backbone.
 
     Raises:
@@ -135,7 +143,7 @@ def load_guides(
     for name in bases:
         if name not in named:
             raise GuidanceError(f"There is no guide {name!r} to give a base to.{did_you_mean(name, named)}")
-    loader = _Loader(base, dtype=dtype, device=device, kernels=kernels)
+    loader = _Loader(base, dtype=dtype, device=device, kernels=kernels, quantization=quantization)
     guides = [loader.load(name, folder, bases.get(name)) for name, folder in named.items()]
     return loader.backbones, guides
 
@@ -159,9 +167,9 @@ def name_folders(folders: GuideFolders) -> dict[str, Path]:
 class _Loader:
     """Keeps track of which weights are loaded, so that guides of one base share them."""
 
-    def __init__(self, base: Base, *, dtype: str, device: str, kernels: Kernels) -> None:
+    def __init__(self, base: Base, *, kernels: Kernels, **options: Any) -> None:
         self.base = base
-        self.dtype, self.device = dtype, device
+        self.options = options  # how to load another base
         self.kernels: Kernels = kernels
         self.backbones = [Backbone(base.model, kernels=kernels)]
         self._bases = {base.fingerprint: (0, base)}
@@ -202,7 +210,7 @@ class _Loader:
 
     def _load_full(self, name: str, folder: Path, manifest: GuideManifest) -> Guide:
         try:
-            own = load_base(str(folder), dtype=self.dtype, device=self.device)
+            own = load_base(str(folder), **self.options)
         except ModelError as error:
             raise GuideError(f"The guide {str(folder)!r} cannot be loaded: {error}") from error
         return self._guide(name, folder, manifest, self._add(own.model), None, own.tokenizer)
@@ -215,7 +223,7 @@ class _Loader:
         wanted = other or manifest.base.id
         revision = None if other else manifest.base.revision
         try:
-            own = load_base(wanted, revision=revision, dtype=self.dtype, device=self.device)
+            own = load_base(wanted, revision=revision, **self.options)
         except ModelError as error:
             raise GuideError(
                 f"The guide {name!r} was trained on {manifest.base.id!r}, whose weights are not those of "

@@ -43,7 +43,9 @@ _WHAT_TO_DO = (
 def find_compiler() -> str | None:
     """Return the path of a C++ compiler: ``$CXX``, else g++, else clang++."""
     explicit = os.environ.get("CXX")
-    return next((found for name in ([explicit] if explicit else ["g++", "clang++"]) if (found := shutil.which(name))), None)
+    return next(
+        (found for name in ([explicit] if explicit else ["g++", "clang++"]) if (found := shutil.which(name))), None
+    )
 
 
 def compile_kernels(folder: Path, *, extra: Sequence[str] = ()) -> Path | None:

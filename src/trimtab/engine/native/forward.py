@@ -29,9 +29,7 @@ class NativeForward:
     spans, and whatever the number of threads, which is PyTorch's (:func:`torch.get_num_threads`).
     """
 
-    def __init__(
-        self, shape: Shape, cache: KVCache, adapters: RowAdapters, *, kernels: Library | None = None
-    ) -> None:
+    def __init__(self, shape: Shape, cache: KVCache, adapters: RowAdapters, *, kernels: Library | None = None) -> None:
         """Describe the model to the kernels.
 
         Args:

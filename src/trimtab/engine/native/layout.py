@@ -62,7 +62,15 @@ class CModel(ctypes.Structure):
         *(
             (name, _INT)
             for name in (
-                "n_layers", "slots", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "bf16", "gelu",
+                "n_layers",
+                "slots",
+                "hidden",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "intermediate",
+                "bf16",
+                "gelu",
             )  # fmt: skip
         ),
         *(
@@ -80,7 +88,15 @@ class CBatch(ctypes.Structure):
         *(
             (name, _POINTER)
             for name in (
-                "ids", "counts", "starts", "keeps", "slots", "first_page", "pages", "conditions", "conditions_bf16",
+                "ids",
+                "counts",
+                "starts",
+                "keeps",
+                "slots",
+                "first_page",
+                "pages",
+                "conditions",
+                "conditions_bf16",
                 "logits",
             )  # fmt: skip
         ),
@@ -220,7 +236,7 @@ def conditions_of(conditions: Sequence[Tensor | None]) -> tuple[list[int | None]
             halves.append(False)
             continue
         if tensor.dtype not in (torch.float32, torch.bfloat16) or not tensor.is_contiguous():
-            tensor = tensor.float().contiguous()  # noqa: PLW2901
+            tensor = tensor.float().contiguous()
         kept.append(tensor)
         addresses.append(tensor.data_ptr())
         halves.append(tensor.dtype == torch.bfloat16)
