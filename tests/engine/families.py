@@ -89,7 +89,12 @@ OTHER: dict[str, dict[str, Any]] = {
 RECURRENT: dict[str, dict[str, Any]] = {
     "mamba": {"model_type": "mamba", "state_size": 4, "time_step_rank": 4},
     "rwkv": {"model_type": "rwkv", "attention_hidden_size": 32},
-    "recurrent_gemma": {"model_type": "recurrent_gemma", "attention_window_size": 64, "lru_width": 32},
+    "recurrent_gemma": {
+        "model_type": "recurrent_gemma",
+        "attention_window_size": 64,
+        "lru_width": 32,
+        "num_hidden_layers": 3,
+    },
     "falcon_h1": {
         "model_type": "falcon_h1",
         "mamba_n_heads": 4,
@@ -111,7 +116,7 @@ def make(options: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.f
     settings.update({name: value for name, value in options.items() if name != "model_type"})
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.dim() < 2:
             parameter.data.add_(0.2 * torch.randn_like(parameter))
         else:

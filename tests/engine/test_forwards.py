@@ -37,7 +37,8 @@ def _fill_with_nan(backbone):
     """What a page held before must not matter, and fresh memory holds anything."""
     cache = backbone._forwards._cache
     for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(float("nan"))
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
 
 
 @pytest.mark.parametrize("name", families.LLAMA_SHAPED)
@@ -117,6 +118,37 @@ def test_preferences_differ(tokenizer, tmp_path):
         one.model.model.double()
         here, there = one, dataclasses.replace(one, model=other.model)
         assert not torch.allclose(paged.expected(model, here), paged.expected(model, there), atol=0.1)
+
+
+@pytest.mark.parametrize("name", families.RECURRENT)
+def test_state_that_is_not_keys_and_values(name, caplog):
+    model = families.make(families.RECURRENT[name])
+    backbone = _backbone(model)
+    texts = _texts()
+    paged.read(backbone.run, texts, paged.STEPS)
+    paged.check(model, texts, 1e-4)
+    # This one keeps its state in its own layers, where one sequence would find another's.
+    assert ("reads each text again" in caplog.text) == (name == "recurrent_gemma")
+
+
+def test_a_state_is_found_again_by_what_it_has_read():
+    """Two texts alike have a state each; one that is taken back, or moved to other pages, is read again."""
+    model = families.make(families.RECURRENT["mamba"])
+    backbone = _backbone(model)
+    one, same = paged.texts([30], seed=5) * 2
+    texts = [one, dataclasses.replace(same, logits=[])]
+    paged.give_pages(texts, paged.PAGES)
+    paged.read(backbone.run, texts, [[10, 10], [1, 1], [1, 1]])
+    paged.check(model, texts, 1e-4)
+    forward = backbone._forwards._current
+    assert [len(states) for states in forward._states.values()] == [2]
+    texts[0].read, texts[0].logits = 5, [torch.cat(texts[0].logits)[:5]]
+    texts[0].ids = texts[0].ids[:5] + texts[0].ids[10:]
+    paged.read(backbone.run, texts, [[1, 0], [3, 2], [1, 1]])
+    paged.check(model, texts, 1e-4)
+    for _ in range(200):
+        backbone.run([dataclasses.replace(texts[1].span(1), keep=0)])
+    assert len(forward._states) <= 3
 
 
 def _stepped(backbone):

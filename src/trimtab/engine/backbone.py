@@ -76,12 +76,12 @@ class Backbone:
     @property
     def kv_layers(self) -> Sequence[KVShape]:
         """Sizes of each layer's keys and values."""
-        return self._choice.kv_layers
+        return self._choice.found.layers
 
     @property
     def bytes_per_page(self) -> int:
         """Memory that one page of the KV cache takes, over all layers."""
-        return KVCache.bytes_per_page(self.kv_layers, self._choice.kv_dtype)
+        return KVCache.bytes_per_page(self.kv_layers, self._choice.found.dtype)
 
     @property
     def kernels(self) -> str:
@@ -94,7 +94,7 @@ class Backbone:
         Raises:
             ConfigError: the forward that was asked for cannot run this model here.
         """
-        cache = KVCache(self.kv_layers, pages, dtype=self._choice.kv_dtype, device=self.device)
+        cache = KVCache(self.kv_layers, pages, dtype=self._choice.found.dtype, device=self.device)
         self._forwards = Forwards(self._choice, cache, self.adapters)
 
     def run(self, spans: Sequence[Span]) -> Tensor:

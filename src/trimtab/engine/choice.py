@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
-import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +19,11 @@ from trimtab.engine.cuda_graphs import GraphRecorder, SteppedForward
 from trimtab.engine.families import NotLlamaShapedError, read_shape
 from trimtab.engine.kv_cache import KVCache, KVShape
 from trimtab.engine.llama import TorchForward
+from trimtab.engine.probing import distances, probe_length, tolerance
 from trimtab.engine.shape import Shape
-from trimtab.engine.spans import PAGE, Forward, Span
-from trimtab.errors import ConfigError, ModelError
+from trimtab.engine.spans import Forward
+from trimtab.errors import ConfigError
+from trimtab.models.loading import context_length
 
 log = logging.getLogger("trimtab")
 
@@ -29,10 +31,23 @@ Kernels = Literal["auto", "native", "torch", "generic"]
 
 _NATIVE = "trimtab.engine.native"
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-# Largest ‖ours − theirs‖ / ‖theirs‖ over the probe's centred logits that rounding explains.
-_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
-_PROBE_TOKENS = 24
-_PROBE_BEYOND_WINDOW = 128
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a model can be run.
+
+    Attributes:
+        shape: of a Llama-like decoder that the fast forwards reproduce, else ``None``.
+        layers: sizes of each layer's keys and values.
+        dtype: of the KV cache.
+        make: makes the forward that needs no compiler, over a cache.
+    """
+
+    shape: Shape | None
+    layers: Sequence[KVShape]
+    dtype: torch.dtype
+    make: Callable[[KVCache, RowAdapters], Forward]
 
 
 class Choice:
@@ -42,56 +57,42 @@ class Choice:
         self.model, self.asked = model, kernels
 
     @functools.cached_property
-    def shape(self) -> Shape | None:
-        """The model's shape if it is a Llama-like decoder that the fast forwards reproduce, else ``None``.
+    def found(self) -> Found:
+        """How the model can be run. The first look runs a few tokens, ours against the model's own forward.
 
         Raises:
-            ConfigError: a fast forward was asked for by name, and the model is none.
+            ConfigError: a fast forward was asked for by name, and the model is no Llama-like decoder.
         """
-        if self.asked == "generic":
-            return None
-        name = type(self.model).__name__
-        try:
-            shape = read_shape(self.model)
-        except NotLlamaShapedError as reason:
-            self._refuse(f"{name} is no Llama-like decoder: {reason}.")
-            log.info("%s runs through transformers' own forward: %s.", name, reason)
-            return None
-        error = probe(self.model, shape)
-        if error <= _TOLERANCE.get(shape.dtype, 1e-3):
-            return shape
-        self._refuse(f"the fast forward of {name} differs from transformers' own by {error:.2g} of the logits' size.")
-        log.warning(
-            "%s runs through transformers' own forward, which is slower: the fast one differs by %.2g of the logits' "
-            "size.",
-            name,
-            error,
-        )
-        return None
+        if self.asked != "generic":
+            name = type(self.model).__name__
+            try:
+                found = fast(self.model)
+            except NotLlamaShapedError as reason:
+                if self.asked != "auto":
+                    raise ConfigError(
+                        f"kernels={self.asked!r} cannot be had, for {name} is no Llama-like decoder: {reason}. "
+                        "Use 'auto' or 'generic'."
+                    ) from reason
+                log.log(
+                    logging.WARNING if isinstance(reason, DiffersError) else logging.INFO,
+                    "%s runs through transformers' own forward, which is slower: %s.",
+                    name,
+                    reason,
+                )
+            else:
+                return found
+        return slow(self.model)
 
-    def _refuse(self, reason: str) -> None:
-        if self.asked != "auto":
-            raise ConfigError(f"kernels={self.asked!r} cannot be had, for {reason} Use 'auto' or 'generic'.")
+    @property
+    def shape(self) -> Shape | None:
+        """The model's shape if it is a Llama-like decoder."""
+        return self.found.shape
 
-    @functools.cached_property
-    def kv_layers(self) -> Sequence[KVShape]:
-        """Sizes of each layer's keys and values."""
-        if self.shape is not None:
-            return kv_layers(self.shape)
-        from trimtab.engine.generic import probe_layers  # transformers takes seconds to import
-
-        found = probe_layers(self.model)
-        if found is None:
-            raise ModelError(
-                f"The state of {type(self.model).__name__} is more than keys and values of its tokens, which the "
-                "engine cannot keep: use a model whose layers are attention."
-            )
-        return found
-
-    @functools.cached_property
-    def kv_dtype(self) -> torch.dtype:
-        """Of the KV cache."""
-        return self.shape.dtype if self.shape is not None else self.model.dtype
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def wants_native(self) -> bool:
@@ -120,7 +121,7 @@ class Forwards:
             self._build_native()
         elif self._waits_for_native:
             native().build(wait=False)
-        self._current = self._without_native()
+        self._current = choice.found.make(cache, adapters)
         self.current()
 
     def current(self) -> Forward:
@@ -130,22 +131,12 @@ class Forwards:
             self._current = native().NativeForward(self._choice.shape, self._cache, self._adapters)
         return self._current
 
-    def _without_native(self) -> Forward:
-        choice = self._choice
-        if choice.shape is None:
-            from trimtab.engine.generic import GenericForward
-
-            return GenericForward(choice.model, self._cache, self._adapters)
-        forward = TorchForward(choice.shape, self._cache, self._adapters)
-        device = choice.shape.embedding.device
-        return SteppedForward(forward, GraphRecorder(device)) if device.type == "cuda" else forward
-
     def _build_native(self) -> None:
         if not has_native():
             raise ConfigError("kernels='native' cannot be had: this trimtab has no compiled kernels. Use 'auto'.")
         shape, device = self._choice.shape, self._choice.model.device
         if device.type != "cpu" or (shape is not None and shape.dtype not in _NATIVE_DTYPES):
-            dtype = str(self._choice.kv_dtype).removeprefix("torch.")
+            dtype = str(self._choice.dtype).removeprefix("torch.")
             raise ConfigError(
                 f"kernels='native' runs on a CPU in float32 or bfloat16, and the model is in {dtype} on {device.type}: "
                 "load it there, or use 'auto'."
@@ -165,34 +156,64 @@ def native() -> Any:
     return importlib.import_module(_NATIVE)
 
 
-def kv_layers(shape: Shape) -> list[KVShape]:
-    """Return the sizes of each layer's keys and values."""
-    return [KVShape(shape.kv_heads, shape.head_dim, shape.head_dim)] * len(shape.layers)
+class DiffersError(NotLlamaShapedError):
+    """The fast forward should reproduce the model's own and does not."""
 
 
-def probe(model: Any, shape: Shape) -> float:
-    """Return how far our forward is from the model's own, as a share of the size of the centred logits.
+def fast(model: Any) -> Found:
+    """Return how a Llama-like decoder is run.
 
-    The tokens are read as a chunk, two single tokens and a chunk, and go beyond the windows where those are short.
+    Raises:
+        NotLlamaShapedError: the model is none, or the fast forward says something else than the model's own.
     """
-    windows = [layer.window for layer in shape.layers if layer.window is not None]
-    n = max([_PROBE_TOKENS, *(w + 8 for w in windows if w <= _PROBE_BEYOND_WINDOW)])
-    n = min(n, shape.context_length)
-    vocabulary = int(shape.embedding.shape[0])
-    ids = [(7919 * (i + 1)) % vocabulary for i in range(n)]
-    cuts = sorted({0, n // 2, n // 2 + 1, n // 2 + 2, n})
-    needed = -(-n // PAGE)
-    table = np.arange(needed, 0, -1, dtype=np.int32)
-    with torch.inference_mode():
-        cache = KVCache(kv_layers(shape), needed + 1, dtype=shape.dtype, device=shape.embedding.device)
-        forward = TorchForward(shape, cache, RowAdapters(model))
-        parts = [forward([Span(ids[a:b], a, table, keep=b - a)]) for a, b in itertools.pairwise(cuts) if b > a]
-        theirs = model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float()
-    return _distance(torch.cat(parts), theirs)
+    shape = read_shape(model)
+    layers = [KVShape(shape.kv_heads, shape.head_dim, shape.head_dim)] * len(shape.layers)
+
+    def make(cache: KVCache, adapters: RowAdapters) -> Forward:
+        return TorchForward(shape, cache, adapters)
+
+    def make_stepped(cache: KVCache, adapters: RowAdapters) -> Forward:
+        return SteppedForward(TorchForward(shape, cache, adapters), GraphRecorder(model.device))
+
+    length = probe_length([layer.window for layer in shape.layers], shape.context_length)
+    found = Found(shape, layers, shape.dtype, make_stepped if model.device.type == "cuda" else make)
+    worst = float(_distances(model, dataclasses.replace(found, make=make), length).max())
+    if worst > tolerance(shape.dtype):
+        raise DiffersError(f"the fast one differs from it by {worst:.2g} of the logits' size")
+    return found
 
 
-def _distance(ours: Tensor, theirs: Tensor) -> float:
-    ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (ours, theirs))
-    share = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-6)
-    worst = float(share.max())
-    return worst if worst == worst else float("inf")  # NaN
+def slow(model: Any) -> Found:
+    """Return how any other causal LM is run: the first of three ways that says what the model itself says."""
+    from trimtab.engine.generic import GenericForward, probe_layers  # transformers takes seconds to import
+    from trimtab.engine.recurrent import DTYPE, LAYERS, RecurrentForward
+
+    layers = probe_layers(model)
+    if layers is not None:
+        found = Found(None, layers, model.dtype, functools.partial(GenericForward, model))
+        if _agrees(model, found):
+            return found
+    found = Found(None, LAYERS, DTYPE, functools.partial(RecurrentForward, model))
+    if _agrees(model, found):
+        return found
+    log.warning("%s reads each text again for each token: no state of it could be kept.", type(model).__name__)
+    return Found(None, LAYERS, DTYPE, functools.partial(RecurrentForward, model, keeps_state=False))
+
+
+def _agrees(model: Any, found: Found) -> bool:
+    config = model.config.get_text_config()
+    length = probe_length([getattr(config, "sliding_window", None)], context_length(config))
+    try:
+        # The median, for a token near the border between two experts may go to another in bfloat16.
+        return float(_distances(model, found, length).median()) <= tolerance(model.dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model that cannot be run this way fails in a way of its own
+        log.info("%s does not run with %s: %s", type(model).__name__, found.make, error)
+        return False
+
+
+def _distances(model: Any, found: Found, length: int) -> Tensor:
+    return distances(
+        model, lambda cache: found.make(cache, RowAdapters(model)), found.layers, length, dtype=found.dtype
+    )

@@ -23,6 +23,8 @@ def probe_layers(model: Any) -> list[KVShape] | None:
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         return None
     cache: Any = DynamicCache(config=model.config)
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     with torch.inference_mode():
         model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
