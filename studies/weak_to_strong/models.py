@@ -142,10 +142,15 @@ def convert(gguf: Path, target: Path) -> None:
     in more bits. The finer copy serves both, which is nearer the original and halves its memory.
     """
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    quantised: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    # Later transformers leave the weights packed where they have kernels for that, and must be told not to.
+    packed: Any = getattr(transformers, "GgufConfig", None)
+    dense: dict[str, Any] = {"quantization_config": packed(dequantize=True)} if packed else {}
+    place: dict[str, Any] = {"gguf_file": gguf.name}
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **place)
+    quantised: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **place, **dense)
     weights = quantised.state_dict()
     embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
     apart = float((embedding.float() - head.float()).norm() / head.float().norm())

@@ -104,12 +104,9 @@ def verify(
     uniforms: Tensor | None = None,
     seen: Tensor | None = None,
     proposals: Sequence[Tensor | None] | None = None,
+    at_once: bool | None = None,
 ) -> list[list[int]]:
     """Return the tokens each of B requests writes: the drafts that are kept, and one token more.
-
-    On a CPU the positions are gone through one after the other and a request leaves at its first dropped draft, so
-    the work is that of plain decoding for the tokens written. Elsewhere all positions are done at once, because
-    asking a GPU for each answer costs more than the work it saves.
 
     Args:
         z: (Σ_b (m_b + 1), V) float32 combined logits, request after request; row i of a request is the position after
@@ -123,6 +120,9 @@ def verify(
             Drafted tokens are added to a copy as the positions advance.
         proposals: for ``rejection``, (m_b, V) probabilities that each request's drafts were drawn with; ``None`` for
             one whose drafts are certain (n-gram lookup, greedy drafters).
+        at_once: ``False`` goes through the positions one after the other and a request leaves at its first dropped
+            draft, so the work is that of plain decoding for the tokens written; ``True`` does all positions together,
+            because asking a GPU for each answer costs more than the work it saves. Default: by where ``z`` is.
 
     Returns:
         B lists of between 1 and m_b + 1 tokens; all but the last of each are drafts that were kept.
@@ -148,7 +148,7 @@ def verify(
         q = [_proposal(proposals, b, i) for b, i in positions]
         return _rejection(p, tokens, q, u).tolist()
 
-    return _walk(drafts, decide, at_once=z.device.type != "cpu")
+    return _walk(drafts, decide, at_once=z.device.type != "cpu" if at_once is None else at_once)
 
 
 def _walk(
