@@ -15,7 +15,8 @@ from trimtab.engine import choice
 from trimtab.engine.backbone import Backbone
 from trimtab.engine.cuda_graphs import bucket, pages_bucket
 from trimtab.engine.families import NotLlamaShapedError, read_shape
-from trimtab.engine.llama import TorchForward, dense
+from trimtab.engine.fusing import dense
+from trimtab.engine.llama import TorchForward
 from trimtab.engine.spans import Span
 from trimtab.errors import ConfigError
 from trimtab.models.quantized import QuantizedWeight

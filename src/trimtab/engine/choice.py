@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.engine.adapters import RowAdapters
 from trimtab.engine.cuda_graphs import GraphRecorder, SteppedForward
 from trimtab.engine.families import NotLlamaShapedError, read_shape
+from trimtab.engine.fusing import lay_side_by_side
 from trimtab.engine.kv_cache import KVCache, KVShape
 from trimtab.engine.llama import TorchForward
 from trimtab.engine.probing import distances, probe_length, tolerance
@@ -166,6 +167,8 @@ def fast(model: Any) -> Found:
     Raises:
         NotLlamaShapedError: the model is none, or the fast forward says something else than the model's own.
     """
+    if model.device.type == "cuda":
+        lay_side_by_side(model)
     shape = read_shape(model)
     layers = [KVShape(shape.kv_heads, shape.head_dim, shape.head_dim)] * len(shape.layers)
 
