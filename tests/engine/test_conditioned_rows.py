@@ -12,12 +12,9 @@ import tiny
 import tiny_guides
 from conditioned import METHODS, adapted, config_of
 from engine.blends import At, alpha_of, make_blend, save_conditioned
-from trimtab.decoding.config import make_sampling
 from trimtab.decoding.oracle import OracleGuide, greedy, next_distribution, sequence_log_prob
-from trimtab.engine import Guidance, load
-from trimtab.engine.backbone import Backbone
-from trimtab.engine.batch import Batch
-from trimtab.engine.guidance import Pull, resolve
+from trimtab.engine import Guidance, load, sampler
+from trimtab.engine.guidance import Pull
 from trimtab.errors import GuideError
 from trimtab.models import load_base
 from trimtab.rewards import Objective, save_guide
@@ -49,30 +46,21 @@ def few(request, llama_folder, tmp_path_factory):
     return make_blend(llama_folder, tmp_path_factory.mktemp("few"), request.param)
 
 
-@pytest.fixture
-def shapes(monkeypatch):
-    """The shapes of the ids of every forward."""
-    seen = []
-    original = Backbone.forward
-    monkeypatch.setattr(
-        Backbone, "forward", lambda self, ids, **o: (seen.append(tuple(ids.shape)), original(self, ids, **o))[1]
-    )
-    return seen
-
-
 def _ids(generations):
     return [g.token_ids for g in generations]
 
 
-def _batch(engine, prompts, guidances):
-    """A batch that has read its prompts, and the guide's logits for the next token."""
-    loaded = list(engine.guides.values())
-    groups = [
-        engine._answers(i, prompt, resolve(g, loaded), make_sampling(None, **GREEDY))
-        for i, (prompt, g) in enumerate(zip(prompts, guidances, strict=True))
-    ]
-    batch = Batch(engine._core, groups)
-    return batch, batch._logits[1][0]
+def _guide_logits(engine, prompts, guidances):
+    """The guide's logits for the first token of every answer, read in one forward."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        combine = sampler.combine
+        patch.setattr(
+            sampler, "combine", lambda base, guides, *rest: (found.extend(guides), combine(base, guides, *rest))[1]
+        )
+        engine.generate(prompts, guidance=guidances, temperature=0, max_tokens=1)
+    (logits,) = found
+    return logits
 
 
 def test_one_batch_of_eight_preferences_is_eight_single_runs_and_the_oracle(blend):
@@ -88,9 +76,9 @@ def test_one_batch_of_eight_preferences_is_eight_single_runs_and_the_oracle(blen
 
 
 def test_the_logits_of_a_batch_are_those_of_the_peft_model(blend):
-    _, together = _batch(blend.engine, PROMPTS, WEIGHTS)
+    together = _guide_logits(blend.engine, PROMPTS, WEIGHTS)
     for i, (prompt, weights) in enumerate(zip(PROMPTS, WEIGHTS, strict=True)):
-        _, alone = _batch(blend.engine, [prompt], [weights])
+        alone = _guide_logits(blend.engine, [prompt], [weights])
         with torch.no_grad():
             ids = torch.tensor([blend.ids(prompt)])
             expected = At(blend.model, alpha_of(weights))(input_ids=ids).logits[0, -1]
@@ -128,8 +116,8 @@ def test_no_preference_means_all_objectives_alike(few):
 def test_a_preference_that_changes_between_tokens_is_exact(few, monkeypatch):
     """Each next-token distribution is the oracle's at the preference then in force, whatever was read before."""
     seen = []
-    original = Batch._combined
-    monkeypatch.setattr(Batch, "_combined", lambda self, logits: (seen.append(original(self, logits)), seen[-1])[1])
+    original = sampler.combined
+    monkeypatch.setattr(sampler, "combined", lambda *state: (seen.append(original(*state)), seen[-1])[1])
     stream = few.engine.stream("the quick", guidance=WEIGHTS[0], seed=2, max_tokens=60, ignore_eos=True)
     asked = []
     for weights in (WEIGHTS[0], WEIGHTS[1], {"harmless": 0.4}, {"harmless": 0.0}, WEIGHTS[3], WEIGHTS[1]):
@@ -148,17 +136,25 @@ def test_a_preference_that_changes_between_tokens_is_exact(few, monkeypatch):
     assert stream.result.preferences == {"uni": {"helpful": 0.0, "harmless": 1.0, "concise": 0.0}}
 
 
-def test_only_a_new_preference_reads_the_text_again(few, shapes):
+def test_only_a_new_preference_reads_the_text_again(few, reads):
+    """And only the guide's row does; a strength of 0 drops it, and what it read is found again where it fills pages."""
     stream = few.engine.stream("the quick", guidance={"helpful": 1}, seed=1, max_tokens=40, ignore_eos=True)
     changes = [{"helpful": 3}, 0, {"helpful": 1}, {"harmless": 1}, {"harmless": 2}]
     for guidance in changes:
         next(stream)
         stream.set_guidance(guidance)
-        shapes.clear()
+        reads.clear()
         before = len(stream.token_ids)
         next(stream)
         read = len(few.ids("the quick")) + before
-        assert shapes[0] == ((2, read) if guidance == {"harmless": 1} else (2, 1))
+        if guidance == {"helpful": 3} or guidance == {"harmless": 2}:
+            assert reads[0] == [(None, 1), (0, 1)]
+        elif guidance == 0:
+            assert reads[0] == [(None, 1)]
+        elif guidance == {"harmless": 1}:
+            assert reads[0] == [(None, 1), (0, read)]
+        else:  # helpful again
+            assert reads[0] == [(None, 1), (0, read - (before - 1) // 16 * 16)]
 
 
 def test_a_step_costs_the_same_for_any_number_of_objectives(llama_folder, tmp_path):
@@ -170,9 +166,8 @@ def test_a_step_costs_the_same_for_any_number_of_objectives(llama_folder, tmp_pa
             save_conditioned(base, tmp_path / f"{method}{k}", method, k=k)
             engine = load(base, [tmp_path / f"{method}{k}"])
             guide = next(iter(engine.guides.values()))
-            batch, _ = _batch(engine, ["x", "y"], [1, 1])
-            rows = next(iter(batch._lanes.values())).streams[1].conditions
-            found.append([tuple(part.shape) for part in rows.parts])
+            conditions = guide.conditions(Pull(1.0, (1.0,) + (0.0,) * (k - 1)))
+            found.append(tuple(conditions.shape))
             assert guide.conditions(Pull(1.0, (1.0,) * k)) is guide.conditions(Pull(2.0, (1.0,) * k))
         assert found[0] == found[1]
 
@@ -224,10 +219,10 @@ def test_the_exported_lora_is_the_guide_at_that_preference(blend, tmp_path):
     assert _ids(fixed) == _ids(engine.generate(PROMPTS, guidance=asked, **GREEDY))
 
 
-def test_scores_at_the_preference_and_by_objective(few, shapes):
+def test_scores_at_the_preference_and_by_objective(few, reads):
     weights = {"helpful": 0.7, "concise": 0.7}
     score = few.engine.score(CHAT, "happy to help", guidance=weights, by_objective=True)
-    assert [shape[0] for shape in shapes] == [5]  # base, guide, and three objectives, in one forward
+    assert {len(spans) for spans in reads} == {5}  # base, guide, and three objectives, in one forward
     prompt = few.ids(CHAT)
     expected = sequence_log_prob(At(few.model, [0.5, 0.0, 0.5]), prompt, score.token_ids)
     assert score.guides["uni"] == pytest.approx(expected, abs=1e-3)

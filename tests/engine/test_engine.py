@@ -128,20 +128,15 @@ def test_the_guides_context_counts_too(llama_folder, tmp_path):
     assert len(stream.token_ids) == 30
 
 
-def test_nan_is_never_a_token(world):
+def test_nan_is_never_a_token(world, monkeypatch):
     engine = load(world.base, [world.folders["a"]])
-    hook = (
-        engine._core.backbones[0]
-        .model.get_output_embeddings()
-        .register_forward_hook(lambda m, i, o: o * torch.tensor(float("nan")))
-    )
-    try:
+    run = Backbone.run
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "run", lambda self, spans: run(self, spans) * float("nan"))
         with pytest.raises(NumericalError, match=r"NaN.*base"):
             engine.generate("x", guidance=0, temperature=0)
         with pytest.raises(NumericalError, match="NaN"):
             engine.score("x", "y")
-    finally:
-        hook.remove()
     with pytest.raises(NumericalError, match="weights are too large"):
         engine.generate("x", guidance={"a": 1e38}, temperature=0)
 
@@ -159,39 +154,30 @@ def test_closing_gives_the_base_back(world):
         engine.generate("x")
 
 
-def test_finished_answers_leave_the_batch(world, monkeypatch):
+def test_finished_answers_leave_the_batch(world, reads):
     """Limits 2, 4 and 6 with one guide: rows of the forwards are 3+3, then 2+2 after two tokens, then 1+1."""
-    rows = []
-    original = Backbone.forward
-    monkeypatch.setattr(
-        Backbone, "forward", lambda self, ids, **o: (rows.append(len(ids)), original(self, ids, **o))[1]
-    )
     limits = [{"max_tokens": m, "ignore_eos": True} for m in (2, 4, 6)]
     answers = world.engine.generate(["x", "yy", "zzz"], guidance={"a": 1, "b": 0}, sampling=limits, seed=1)
     assert [len(a.token_ids) for a in answers] == [2, 4, 6]
-    assert rows == [6, 6, 4, 4, 2, 2]
+    assert [len(spans) for spans in reads] == [6, 6, 4, 4, 2, 2]
 
 
-def test_n_answers_read_their_prompt_once(world, monkeypatch):
-    rows = []
-    original = Backbone.forward
-    monkeypatch.setattr(
-        Backbone, "forward", lambda self, ids, **o: (rows.append(ids.shape), original(self, ids, **o))[1]
-    )
-    world.engine.generate("hello", guidance={"a": 1, "b": 0}, n=4, max_tokens=2, seed=1, ignore_eos=True)
-    assert [tuple(shape) for shape in rows] == [(2, len(world.base.tokenizer("hello")["input_ids"])), (8, 1)]
+def test_n_answers_share_the_pages_that_their_prompt_fills(world, reads):
+    prompt = "a" * 20 + str(world)[:19]
+    count = len(world.base.tokenizer(prompt)["input_ids"])
+    world.engine.generate(prompt, guidance={"a": 1, "b": 0}, n=3, max_tokens=2, seed=1, ignore_eos=True)
+    rest = count - (count - 1) // 16 * 16
+    assert reads[0] == [(None, count), (0, count)]
+    assert sorted(reads[1], key=str) == sorted([(None, rest)] * 2 + [(0, rest)] * 2 + [(None, 1), (0, 1)], key=str)
 
 
-def test_eos_ends_an_answer(world):
-    model = world.engine.base.model
+def test_eos_ends_an_answer(world, monkeypatch):
     end = torch.zeros(world.base.vocabulary_size)
     end[2] = 100.0
-    hook = model.get_output_embeddings().register_forward_hook(lambda m, i, o: o + end)
-    try:
-        answer = world.engine.generate("x", max_tokens=5, seed=1)[0]
-        longer = world.engine.generate("x", max_tokens=5, seed=1, ignore_eos=True)[0]
-    finally:
-        hook.remove()
+    run = Backbone.run
+    monkeypatch.setattr(Backbone, "run", lambda self, spans: run(self, spans) + end)
+    answer = world.engine.generate("x", max_tokens=5, seed=1)[0]
+    longer = world.engine.generate("x", max_tokens=5, seed=1, ignore_eos=True)[0]
     assert (answer.token_ids, answer.text, answer.finish_reason) == ([2], "", "stop")
     assert (longer.token_ids, longer.finish_reason) == ([2] * 5, "length")
 

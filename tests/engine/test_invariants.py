@@ -12,7 +12,6 @@ import tiny_guides
 from engine.worlds import CHAT
 from trimtab.decoding.oracle import OracleSampling, combined_logits, next_distribution, sequence_log_prob
 from trimtab.engine import Guidance, load
-from trimtab.engine.batch import Batch
 
 PROMPTS = ["the quick", CHAT, "I would be happy to help you, thank you", [{"role": "user", "content": "why not?"}]]
 
@@ -46,13 +45,10 @@ def test_strength_zero_is_the_base_and_what_generate_gives(world, guidance):
     assert _ids(sampled) == _ids(plain.generate(PROMPTS, seed=3, max_tokens=12))
 
 
-def test_strength_zero_runs_no_guide(world, monkeypatch):
-    rows = []
-    original = Batch.advance
-    monkeypatch.setattr(Batch, "advance", lambda self: (rows.append(self.streams), original(self))[1])
+def test_strength_zero_runs_no_guide(world, reads):
     world.engine.generate("x", guidance=0, max_tokens=1)
     world.engine.generate("x", guidance={"a": 1, "b": 0}, max_tokens=1)
-    assert rows == [[0], [0, 1]]
+    assert reads == [[(None, 1)], [(None, 1), (0, 1)]]
 
 
 def test_repetition_penalty_at_strength_zero_is_what_generate_does(world):

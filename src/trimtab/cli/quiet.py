@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_TALKATIVE = ("transformers", "accelerate", "peft", "datasets")
+_TALKATIVE = ("transformers", "accelerate", "peft", "datasets", "torchao", "torch.utils._pytree")
 
 
 @contextmanager

@@ -35,6 +35,9 @@ class SteeringOptions(BaseModel):
     revision: str | None = Field(None, description="Hub revision of the base.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: str = Field("auto", description="auto, cpu, cuda or another torch device.")
+    quantization: str | None = Field(
+        None, description="int8 or int4: weights of the base that are faster to read and a little less exact."
+    )
 
 
 def parse_weights(text: str | None) -> dict[str, float]:
@@ -89,6 +92,7 @@ def load_engine(options: SteeringOptions) -> Engine:
             guide_bases=options.guide_base,
             dtype=options.dtype,
             device=options.device,
+            quantization=options.quantization,
         )
     if not options.guide:
         note(f"No --guide: this is the plain base {options.base!r}.")

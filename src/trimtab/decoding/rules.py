@@ -41,14 +41,18 @@ def combine(
     Returns:
         (B, V) float32, not normalised.
     """
-    z = base.to(torch.float32, copy=True)
+    z = base.to(torch.float32)
     for j, (scores, weight) in enumerate(zip(guides, weights, strict=True)):
         s = scores.to(torch.float32)
         w = weight.to(torch.float32).unsqueeze(-1)
-        term = torch.where(s == _NEGATIVE_INFINITY, s, w * s).masked_fill(w == 0, 0.0)
         index = rows[j] if rows is not None else None
+        if index is None and w.device.type == "cpu" and bool((w > 0).all()):
+            # w·(-inf) is -inf as it should be, so one pass over memory does; a GPU would have to be waited for.
+            z = torch.addcmul(z, w, s)
+            continue
+        term = torch.where(s == _NEGATIVE_INFINITY, s, w * s).masked_fill(w == 0, 0.0)
         z = z + term if index is None else z.index_add(0, index, term)
-    return z
+    return z if z is not base else z.clone()
 
 
 def ensure_usable(z: Tensor) -> None:

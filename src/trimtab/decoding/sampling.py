@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trimtab.decoding.config import Sampling
 
 _NEGATIVE_INFINITY = float("-inf")
+_BLOCK = 128
 
 
 def penalise_repetition(z: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -37,15 +39,33 @@ def keep_top_k(z: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(z: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities sum to at least p: (B, V) → (B, V)."""
+    """Keep the fewest likeliest tokens whose probabilities sum to at least p: (B, V) → (B, V).
+
+    Of tokens that are equally likely those with lower ids go first. On a CPU sorting a whole vocabulary costs more
+    than a small model's step, so tokens that cannot matter are left out of it.
+    """
     if p >= 1:
         return z
+    if z.device.type == "cpu" and z.numel():
+        return torch.stack([_nucleus(row, p) for row in z.reshape(-1, z.shape[-1])]).reshape(z.shape)
     ordered, index = z.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     dropped = before >= p
     dropped[..., 0] = False
     return z.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), _NEGATIVE_INFINITY)
+
+
+def _nucleus(z: Tensor, p: float) -> Tensor:
+    """Do the same for one row (V,), sorting only tokens that can be among the fewest."""
+    probabilities = z.softmax(dim=-1)
+    # All tokens below (1 - p)/V have less than 1 - p together, so the others reach p without them; half of it leaves
+    # room for rounding.
+    candidates = (probabilities >= 0.5 * (1 - p) / z.shape[-1]).nonzero().squeeze(-1)
+    ordered, index = probabilities[candidates].sort(descending=True, stable=True)
+    ordered = ordered.to(torch.float64)
+    kept = candidates[index[ordered.cumsum(dim=-1) - ordered < p]]
+    return torch.full_like(z, _NEGATIVE_INFINITY).index_copy(0, kept, z[kept])
 
 
 def keep_min_p(z: Tensor, p: float) -> Tensor:
@@ -61,7 +81,7 @@ def distribution(z: Tensor, sampling: Sampling) -> Tensor:
 
     The repetition penalty is not in here: it needs the history (:func:`penalise_repetition`).
     """
-    z = (z - z.amax(dim=-1, keepdim=True)) / sampling.temperature
+    z = (z - z.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
     z = keep_top_k(z, sampling.top_k)
     z = keep_top_p(z, sampling.top_p)
     return keep_min_p(z, sampling.min_p).softmax(dim=-1)
@@ -79,12 +99,24 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         (B,) long; never a token of probability 0.
     """
-    cumulative = probabilities.to(torch.float64).cumsum(dim=-1)
+    missing = -probabilities.shape[-1] % _BLOCK
+    p = F.pad(probabilities, (0, missing)) if missing else probabilities
+    # Two levels, so that only the sums of blocks and one block a row are added up in float64.
+    blocks = p.unflatten(-1, (-1, _BLOCK))
+    sums = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = uniforms.to(sums).unsqueeze(-1) * sums[..., -1:]
+    block = _first_above(sums, target)
+    before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1).to(torch.float64).cumsum(dim=-1)
+    return (block * _BLOCK + _first_above(inside, target - before)).squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Return where sums first exceed a target, (B, 1); what adds nothing to them is never chosen."""
     total = cumulative[..., -1:]
-    target = uniforms.to(cumulative).unsqueeze(-1) * total
-    # Rounding may lift u·total to total itself, which would select past the last possible token.
+    # Rounding may lift the target to the total itself, which would select past the last possible place.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, target.clamp_min(0), right=True)
 
 
 def choose(z: Tensor, sampling: Sampling, *, seen: Tensor | None = None, uniforms: Tensor | None = None) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.models.quantized import QuantizedLinear
+
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"^(?P<module>.+)\.lora_(?P<which>A|B)\.(?P<part>weight|bias)$")
 
@@ -93,12 +95,13 @@ class RowSlice:
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A linear layer that an adapter adds to: its weight and its sizes, however the weight is stored."""
+    """A linear layer that an adapter adds to: its sizes, and what its inputs are, however the weight is stored."""
 
     name: str
-    weight: Tensor
     d_in: int
     d_out: int
+    dtype: torch.dtype
+    device: torch.device
 
     def check(self, a: Tensor, b: Tensor) -> None:
         """Refuse factors of another size; ``a`` is (R, D_in), ``b`` (D_out, R).
@@ -124,17 +127,19 @@ def linear_layer(name: str, model: nn.Module) -> LinearLayer:
         layer: Any = model.get_submodule(name)
     except AttributeError as error:
         raise NotSliceableError(f"the backbone has no layer {name!r}") from error
+    if isinstance(layer, QuantizedLinear):
+        return LinearLayer(name, layer.in_features, layer.out_features, layer.dtype, layer.codes.device)
     if isinstance(layer, Conv1D):
         d_in, d_out = layer.weight.shape
     elif type(layer) is nn.Linear:
         d_out, d_in = layer.weight.shape
     else:
         raise NotSliceableError(f"layer {name!r} is a {type(layer).__name__}")
-    return LinearLayer(name, layer.weight, d_in, d_out)
+    return LinearLayer(name, d_in, d_out, layer.weight.dtype, layer.weight.device)
 
 
 def read_deltas(config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Delta]:
-    """Return layer name → delta for a PEFT LoRA, in the dtype and on the device of the layer's weight.
+    """Return layer name → delta for a PEFT LoRA, in the dtype of the layer's inputs and on its device.
 
     Args:
         config: a ``peft.LoraConfig``.
@@ -182,7 +187,7 @@ def _delta(name: str, parts: Mapping[str, Tensor], config: Any, model: nn.Module
             break
     scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
     bias = parts.get("B.bias")
-    place: Any = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+    place: Any = {"dtype": layer.dtype, "device": layer.device}
     return Delta(
         a.t().contiguous().to(**place),
         (scaling * b).t().contiguous().to(**place),

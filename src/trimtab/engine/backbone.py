@@ -17,7 +17,7 @@ from trimtab.engine.conditioned import RowConditions
 from trimtab.engine.kv_cache import KVCache, KVShape
 from trimtab.engine.spans import Span
 from trimtab.errors import ConfigError
-from trimtab.models.loading import context_length
+from trimtab.models.loading import context_length, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Backbone:
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return vocabulary_size(self.model)
 
     def forward(
         self,

@@ -102,8 +102,8 @@ class Conditioner:
         self._dtype, self._device = dtype, device
         self._made = functools.lru_cache(maxsize=256)(self._make)
 
-    def __call__(self, alpha: Sequence[float], weight: float) -> Tensor:
-        """Return the conditions of one row, (L, C, ...); the same object for a preference seen lately.
+    def key(self, alpha: Sequence[float], weight: float) -> tuple[float, ...]:
+        """Return what the conditions depend on, and nothing else.
 
         Args:
             alpha: K weights on the simplex.
@@ -111,7 +111,11 @@ class Conditioner:
         """
         # Where w is 0 the guide's scores are not added, so that any condition will do; log 0 would be none.
         inputs = self._tensors.inputs(torch.tensor(alpha), torch.tensor(weight or 1.0))
-        return self._made(tuple(inputs.tolist()))
+        return tuple(inputs.tolist())
+
+    def __call__(self, alpha: Sequence[float], weight: float) -> Tensor:
+        """Return the conditions of one row, (L, C, ...); the same object for a preference seen lately."""
+        return self._made(self.key(alpha, weight))
 
     def _make(self, inputs: tuple[float, ...]) -> Tensor:
         with torch.inference_mode():
@@ -127,7 +131,7 @@ class Conditioner:
 
 
 def read_conditioned(tensors: ConditionedTensors, model: nn.Module) -> tuple[dict[str, Delta], Conditioner]:
-    """Return layer name → delta, in the dtype and on the device of the layer's weight, and what makes conditions.
+    """Return layer name → delta, in the dtype of the layer's inputs, and what makes conditions.
 
     Args:
         tensors: the guide's.
@@ -141,7 +145,7 @@ def read_conditioned(tensors: ConditionedTensors, model: nn.Module) -> tuple[dic
     for number, (name, factors) in enumerate(tensors.layers.items()):
         layer = linear_layer(name, model)
         layer.check(factors["A"], factors["B"])
-        place = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+        place = {"dtype": layer.dtype, "device": layer.device}
         a, b = factors["A"].float(), tensors.config.scaling * factors["B"].float()
         if "W1" in factors:
             a = right_factor(a, factors["W1"], torch.eye(tensors.config.r2))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
 from trimtab.decoding.config import Sampling, make_sampling
-from trimtab.engine.batch import Answer, Batch, Core, new_answer
+from trimtab.engine.answers import Answer, Core
+from trimtab.engine.config import EngineConfig, make_engine_config
+from trimtab.engine.draft_model import choose_draft
+from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, Pull, resolve
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
+from trimtab.engine.memory import MemoryPlan
+from trimtab.engine.requests import BASE
 from trimtab.engine.results import Generation, Score
-from trimtab.engine.scoring import score_answer
-from trimtab.errors import ConfigError, PromptTooLongError
-from trimtab.models import (
-    Base,
-    Text,
-    encode_prompt,
-    encode_response,
-    end_of_response_id,
-    load_base,
-)
+from trimtab.engine.scheduler import Scheduler, Statistics
+from trimtab.engine.scoring import make_reading, make_score
+from trimtab.engine.stream import Stream
+from trimtab.errors import ConfigError
+from trimtab.models import Base, Text, encode_response, end_of_response_id, load_base
 from trimtab.models.chat import needs_leading_space, stop_ids
 
 Prompts = Text | Sequence[Text]
@@ -39,6 +40,9 @@ def load(
     guide_bases: Mapping[str, str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: str | None = None,
+    guide_quantization: str | None = "auto",
+    config: EngineConfig | Mapping[str, Any] | None = None,
 ) -> Engine:
     """Load a base model and the guides that steer it.
 
@@ -53,25 +57,47 @@ def load(
             ``guide.json`` is not the place to load it from.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` or a torch device.
+        quantization: ``"int8"`` or ``"int4"`` for weights that take less to read. A :class:`Base` is used as it was
+            loaded. Adapters stay in ``dtype``.
+        guide_quantization: likewise of models that guides bring along, and of one that drafts; ``"auto"`` for that of
+            the base.
+        config: an :class:`EngineConfig` or a mapping with its fields.
 
     Raises:
+        ConfigError: an unknown or impossible option, or torchao, which quantises, is not installed.
         ModelError: the base cannot be loaded.
         GuideError: a guide folder is missing, damaged, unsafe or for another base.
         VocabularyMismatchError: base and guide do not share a tokenizer.
     """
-    loaded = base if isinstance(base, Base) else load_base(str(base), revision=revision, dtype=dtype, device=device)
+    chosen = make_engine_config(config)
+    options: Any = {"revision": revision, "dtype": dtype, "device": device, "quantization": quantization}
+    loaded = base if isinstance(base, Base) else load_base(str(base), **options)
     folders = [guides] if isinstance(guides, (str, Path)) else guides
-    used = str(loaded.model.dtype).removeprefix("torch.")
-    backbones, ready = load_guides(loaded, folders, guide_bases or {}, dtype=used, device=str(loaded.device))
-    return Engine(Core(loaded, backbones, ready, stop_ids(loaded.model, loaded.tokenizer)))
+    smaller = loaded.quantization if guide_quantization == "auto" else guide_quantization
+    backbones, ready = load_guides(
+        loaded,
+        folders,
+        guide_bases or {},
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        kernels=chosen.kernels,
+        quantization=smaller,
+    )
+    options |= {"revision": None, "quantization": smaller}
+    draft = choose_draft(chosen, loaded, backbones, ready, lambda name: load_base(name, **options))
+    return Engine(Core(loaded, backbones, ready, stop_ids(loaded.model, loaded.tokenizer), draft), chosen)
 
 
 class Engine:
-    """A base and its guides. Made by :func:`load`; also a context manager."""
+    """A base and its guides. Made by :func:`load`; also a context manager.
 
-    def __init__(self, core: Core) -> None:
+    Answers of all calls, from whatever thread, are written together: each call drives the steps until its own answers
+    are finished, and every step carries those of the others along.
+    """
+
+    def __init__(self, core: Core, config: EngineConfig | None = None) -> None:
         self._core = core
-        self._closed = False
+        self._driver = Driver(Scheduler(core, config or EngineConfig()))
 
     @property
     def base(self) -> Base:
@@ -82,6 +108,16 @@ class Engine:
     def guides(self) -> dict[str, Guide]:
         """The guides by name."""
         return {guide.name: guide for guide in self._core.guides}
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it takes, as planned when it was loaded."""
+        return self._driver.scheduler.plan
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it has done so far."""
+        return self._driver.scheduler.statistics
 
     def generate(
         self,
@@ -96,15 +132,15 @@ class Engine:
         """Write answers.
 
         Answer k of prompt i is drawn by a ``torch.Generator`` seeded with ``seed + i·n + k``, one number a token, so
-        it does not depend on the other prompts of the call (up to rounding: a batch of another shape may round its
-        logits differently, which can turn a near-tie).
+        it does not depend on what else the engine writes: not at all with native kernels, which compute each row
+        alike in any company; up to rounding with the others, which can turn a near-tie.
 
         Args:
             prompts: one prompt, plain text or chat turns, or a list of prompts.
             guidance: ``None`` for each guide's recommended weight, a strength, weights by objective or guide (what
                 they do not name has weight 0), or a :class:`Guidance`; or a list with one of these for each prompt.
             sampling: a :class:`Sampling` or a mapping with its fields; or a list with one for each prompt.
-            max_batch_size: most answers written at a time; more are done in turns.
+            max_batch_size: most answers of this call written at a time; the next begins when one is finished.
             progress: called with (answers done, answers in all) whenever an answer is finished.
             **options: single fields of :class:`Sampling`, over ``sampling``: ``generate(p, temperature=0)``.
 
@@ -114,34 +150,29 @@ class Engine:
         Raises:
             GuidanceError: unknown guide, NaN weight and the like.
             ConfigError: unknown or impossible sampling option.
-            PromptTooLongError: a prompt fills a context.
+            PromptTooLongError: a prompt fills a context, or does not fit the memory for keys and values.
             NumericalError: a model gave NaN.
         """
-        self._check_open()
+        self._driver.check_open()
         if max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}: use 1 or more.")
         texts = as_prompts(prompts)
         guidances = _one_each(guidance, len(texts), "guidance")
         samplings = [make_sampling(s, **options) for s in _one_each(sampling, len(texts), "sampling")]
-        groups = [
-            self._answers(i, text, resolve(g, self._core.guides), s)
+        answers = [
+            answer
             for i, (text, g, s) in enumerate(zip(texts, guidances, samplings, strict=True))
+            for answer in self._answers(i, text, resolve(g, self._core.guides), s)
         ]
-        total = sum(len(group) for group in groups)
-        done = 0
-        for chunk in _chunks(groups, max_batch_size):
-            batch = Batch(self._core, chunk)
-            while batch.active:
-                ended = sum(1 for answer, _ in batch.advance() if answer.finish_reason)
-                if ended and progress:
-                    done += ended
-                    progress(done, total)
-        return [answer.result(self._core.guides) for group in groups for answer in group]
+        self._write(answers, max_batch_size, progress)
+        return [answer.result() for answer in answers]
 
     def stream(
         self, prompt: Text, *, guidance: GuidanceLike = None, sampling: SamplingLike = None, **options: Any
     ) -> Stream:
         """Write one answer piece by piece; the pieces join to what :meth:`generate` returns for this prompt.
+
+        The answer is written only as far as its pieces are asked for, so that new guidance acts from the next piece.
 
         Args:
             prompt: plain text or chat turns.
@@ -152,12 +183,14 @@ class Engine:
         Raises:
             ConfigError: n is not 1; else as :meth:`generate`.
         """
-        self._check_open()
+        self._driver.check_open()
         chosen = make_sampling(sampling, **options)
         if chosen.n != 1:
             raise ConfigError(f"A stream writes one answer, but n is {chosen.n}: use generate for several.")
-        pulls = resolve(guidance, self._core.guides)
-        return Stream(self._core, prompt, self._answers(0, prompt, pulls, chosen)[0])
+        answer = self._answers(0, prompt, resolve(guidance, self._core.guides), chosen)[0]
+        answer.wanted = False
+        self._driver.add(answer, tokens=answer.limit)
+        return Stream(self._core, self._driver, prompt, answer)
 
     def score(
         self,
@@ -181,7 +214,7 @@ class Engine:
         Raises:
             DataError: the answer is empty; else as :meth:`generate`.
         """
-        self._check_open()
+        self._driver.check_open()
         tokenizer = self._core.base.tokenizer
         if _is_ids(response):
             ids = [int(token) for token in cast("Sequence[int]", response)]
@@ -189,15 +222,18 @@ class Engine:
             text = cast("Text", response)
             ids = encode_response(tokenizer, text, leading_space=needs_leading_space(tokenizer, prompt))
             ids += [end_of_response_id(tokenizer, prompt)] if include_eos else []
-        prompts = encode_streams(self._core, prompt, [True] * len(self._core.guides))
+        prompts = [self._core.encode(prompt, stream) for stream in range(len(self._core.guides) + 1)]
         pulls = resolve(guidance, self._core.guides)
-        return score_answer(self._core, prompts, ids, pulls, by_objective=by_objective)
+        reading = make_reading(self._core, prompts, ids, pulls, by_objective=by_objective)
+        self._driver.add(reading, tokens=len(ids))
+        self._driver.drive([reading])
+        return make_score(self._core, reading, pulls, by_objective=by_objective)
 
     def close(self) -> None:
         """Take the guides' hooks off the base, which is then as it was loaded. The engine cannot be used after."""
         for backbone in self._core.backbones:
             backbone.adapters.remove()
-        self._closed = True
+        self._driver.close()
 
     def __enter__(self) -> Self:
         return self
@@ -207,90 +243,32 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ConfigError("This engine is closed: load another.")
-
     def _answers(self, i: int, prompt: Text, pulls: tuple[Pull, ...], sampling: Sampling) -> list[Answer]:
-        prompts = encode_streams(self._core, prompt, [pull.weight != 0 for pull in pulls])
+        streams = [BASE, *(j + 1 for j, pull in enumerate(pulls) if pull.weight != 0)]
+        prompts = {stream: self._core.encode(prompt, stream) for stream in streams}
         seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
+        rule = self._driver.scheduler.config.acceptance
         return [
-            new_answer(
-                self._core,
-                prompts=prompts,
-                pulls=pulls,
-                sampling=sampling,
-                seed=(seed + i * sampling.n + k) % 2**63,
-                prompt_index=i,
-                sample_index=k,
-            )
+            Answer(self._core, prompts, pulls, sampling, (seed + i * sampling.n + k) % 2**63, (i, k), rule)
             for k in range(sampling.n)
         ]
 
-
-class Stream(Iterator[str]):
-    """An answer being written: iterate for its pieces of text.
-
-    Attributes:
-        result: the whole answer, once it is finished; before that ``None``.
-    """
-
-    def __init__(self, core: Core, prompt: Text, answer: Answer) -> None:
-        self._core = core
-        self._prompt = prompt
-        self._answer = answer
-        self._batch: Batch | None = None
-        self.result: Generation | None = None
-
-    def __next__(self) -> str:
-        while self.result is None:
-            if self._batch is None:
-                self._batch = Batch(self._core, [[self._answer]])
-            piece = self._batch.advance()[0][1]
-            if self._answer.finish_reason is not None:
-                self.result = self._answer.result(self._core.guides)
-            if piece:
-                return piece
-        raise StopIteration
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens chosen so far."""
-        return list(self._answer.tokens)
-
-    def set_guidance(self, guidance: GuidanceLike) -> None:
-        """Change weights, preferences and strength from the next token on, without reloading anything.
-
-        A guide that had no row so far (its weight was 0 from the start) reads prompt and answer once, and so does one
-        whose preference changes: what it has cached was read at the old one.
-
-        Raises:
-            GuidanceError: as in :meth:`Engine.generate`; the old guidance then stays.
-        """
-        pulls = resolve(guidance, self._core.guides)
-        answer = self._answer
-        joins = [pull.weight != 0 and answer.prompts[j + 1] is None for j, pull in enumerate(pulls)]
-        if any(joins):
-            wanted = [has or joins[j] for j, has in enumerate(ids is not None for ids in answer.prompts[1:])]
-            prompts = encode_streams(self._core, self._prompt, wanted)
-            limit = min(answer.sampling.max_tokens, self._core.room(prompts))
-            self._check_can_join(joins, limit)
-            answer.prompts, answer.limit = prompts, limit
-        answer.pulls = pulls
-        if self._batch is not None:
-            self._batch.refresh()
-
-    def _check_can_join(self, joins: Sequence[bool], limit: int) -> None:
-        """Refuse before anything is changed, so that the answer can go on as it was."""
-        tokens = self._answer.tokens
-        if limit <= len(tokens) and self.result is None:
-            raise PromptTooLongError(
-                f"A guide that joins now would have to read prompt and answer, and its context ends {limit} tokens "
-                f"into the answer, which has {len(tokens)} already."
-            )
-        for guide, join in zip(self._core.guides, joins, strict=True):
-            for token in tokens if join else ():
-                guide.own_id(token)
+    def _write(self, answers: Sequence[Answer], most: int, progress: Callable[[int, int], None] | None) -> None:
+        """Write answers, at most so many of them at a time."""
+        queue, going, done = deque(answers), list[Answer](), 0
+        try:
+            while queue or going:
+                while queue and len(going) < most:
+                    self._driver.add(queue[0], tokens=queue[0].limit)
+                    going.append(queue.popleft())
+                self._driver.drive(going, until=any)
+                done += sum(answer.finished for answer in going)
+                going = [answer for answer in going if not answer.finished]
+                if progress:
+                    progress(done, len(answers))
+        finally:
+            for answer in answers:
+                answer.cancelled = not answer.finished
 
 
 def as_prompts(prompts: Prompts) -> list[Text]:
@@ -311,13 +289,6 @@ def as_prompts(prompts: Prompts) -> list[Text]:
     return [item if isinstance(item, str) else list(item) for item in cast("Sequence[Text]", prompts)]
 
 
-def encode_streams(core: Core, prompt: Text, wanted: Sequence[bool]) -> list[list[int] | None]:
-    """Return the prompt's ids for the base and for each wanted guide, each with its own template."""
-    ids: list[list[int] | None] = [encode_prompt(core.base.tokenizer, prompt)]
-    ids += [guide.encode_prompt(prompt) if want else None for guide, want in zip(core.guides, wanted, strict=True)]
-    return ids
-
-
 def _is_message(turn: Any) -> bool:
     return isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
 
@@ -333,17 +304,3 @@ def _one_each(value: Any, count: int, name: str) -> list[Any]:
     if len(values) != count:
         raise ConfigError(f"There are {count} prompts but {len(values)} entries in {name}: give one, or one each.")
     return values
-
-
-def _chunks(groups: Sequence[list[Answer]], size: int) -> Iterator[list[list[Answer]]]:
-    """Split into batches of at most ``size`` answers; prompts of like length go together, so little is padded."""
-    ordered = sorted(groups, key=lambda group: max(len(ids) for ids in group[0].prompts if ids is not None))
-    pieces = [group[at : at + size] for group in ordered for at in range(0, len(group), size)]
-    chunk: list[list[Answer]] = []
-    for piece in pieces:
-        if chunk and sum(map(len, chunk)) + len(piece) > size:
-            yield chunk
-            chunk = []
-        chunk.append(piece)
-    if chunk:
-        yield chunk

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trimtab.engine.adapters import NotSliceableError, read_deltas
 from trimtab.engine.backbone import Backbone
+from trimtab.engine.choice import Kernels
 from trimtab.engine.conditioned import Conditioner, read_conditioned
 from trimtab.engine.guidance import Pull
 from trimtab.errors import GuidanceError, GuideError, ModelError, did_you_mean
@@ -83,6 +84,12 @@ class Guide:
             return None
         return self.conditioner(pull.alpha, pull.weight)
 
+    def condition_key(self, pull: Pull) -> tuple[float, ...] | None:
+        """Return what its reading of a text depends on beside the text; ``None`` where nothing does."""
+        if self.conditioner is None or pull.alpha is None:
+            return None
+        return self.conditioner.key(pull.alpha, pull.weight)
+
     def preference(self, pull: Pull) -> dict[str, float]:
         """Return a pull's preference as objective → α; empty where there is none."""
         return dict(zip(self.objectives, pull.alpha, strict=True)) if pull.alpha is not None else {}
@@ -107,7 +114,14 @@ class Guide:
 
 
 def load_guides(
-    base: Base, folders: GuideFolders, bases: Mapping[str, str], *, dtype: str, device: str
+    base: Base,
+    folders: GuideFolders,
+    bases: Mapping[str, str],
+    *,
+    dtype: str,
+    device: str,
+    kernels: Kernels = "auto",
+    quantization: str | None = None,
 ) -> tuple[list[Backbone], list[Guide]]:
     """Load guides; return the backbones (the base's first) and the guides.
 
@@ -117,6 +131,8 @@ def load_guides(
         bases: guide name → the model to load instead of the one ``guide.json`` names.
         dtype: for backbones other than the base's.
         device: likewise.
+        quantization: likewise.
+        kernels: what runs every backbone.
 
     Raises:
         GuideError: a folder is missing, damaged, unsafe, or its own base cannot be loaded.
@@ -127,7 +143,7 @@ def load_guides(
     for name in bases:
         if name not in named:
             raise GuidanceError(f"There is no guide {name!r} to give a base to.{did_you_mean(name, named)}")
-    loader = _Loader(base, dtype=dtype, device=device)
+    loader = _Loader(base, dtype=dtype, device=device, kernels=kernels, quantization=quantization)
     guides = [loader.load(name, folder, bases.get(name)) for name, folder in named.items()]
     return loader.backbones, guides
 
@@ -151,10 +167,11 @@ def name_folders(folders: GuideFolders) -> dict[str, Path]:
 class _Loader:
     """Keeps track of which weights are loaded, so that guides of one base share them."""
 
-    def __init__(self, base: Base, *, dtype: str, device: str) -> None:
+    def __init__(self, base: Base, *, kernels: Kernels, **options: Any) -> None:
         self.base = base
-        self.dtype, self.device = dtype, device
-        self.backbones = [Backbone(base.model)]
+        self.options = options  # how to load another base
+        self.kernels: Kernels = kernels
+        self.backbones = [Backbone(base.model, kernels=kernels)]
         self._bases = {base.fingerprint: (0, base)}
 
     def load(self, name: str, folder: Path, other_base: str | None) -> Guide:
@@ -193,7 +210,7 @@ class _Loader:
 
     def _load_full(self, name: str, folder: Path, manifest: GuideManifest) -> Guide:
         try:
-            own = load_base(str(folder), dtype=self.dtype, device=self.device)
+            own = load_base(str(folder), **self.options)
         except ModelError as error:
             raise GuideError(f"The guide {str(folder)!r} cannot be loaded: {error}") from error
         return self._guide(name, folder, manifest, self._add(own.model), None, own.tokenizer)
@@ -206,7 +223,7 @@ class _Loader:
         wanted = other or manifest.base.id
         revision = None if other else manifest.base.revision
         try:
-            own = load_base(wanted, revision=revision, dtype=self.dtype, device=self.device)
+            own = load_base(wanted, revision=revision, **self.options)
         except ModelError as error:
             raise GuideError(
                 f"The guide {name!r} was trained on {manifest.base.id!r}, whose weights are not those of "
@@ -254,5 +271,5 @@ class _Loader:
             ) from reason
 
     def _add(self, model: Any) -> int:
-        self.backbones.append(Backbone(model))
+        self.backbones.append(Backbone(model, kernels=self.kernels))
         return len(self.backbones) - 1

@@ -14,6 +14,8 @@ import torch
 
 from trimtab.errors import ModelError
 from trimtab.models import smollm2
+from trimtab.models.quantized import QuantizedLinear
+from trimtab.models.quantizing import check_quantization, quantize
 
 _WEIGHTS = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -32,6 +34,8 @@ class Base:
         id: what the user named it by: ``"smollm2"``, a hub id or a folder.
         revision: the hub revision asked for, or ``None``.
         folder: where its files lie.
+        quantization: ``"int8"``, ``"int4"``, or ``None`` for weights as they were loaded.
+        loaded_fingerprint: of the weights before they were quantised; ``None`` where they were not.
     """
 
     model: Any
@@ -39,16 +43,18 @@ class Base:
     id: str
     revision: str | None
     folder: Path
+    quantization: str | None = None
+    loaded_fingerprint: str | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A short hash of the weights; equal for one model loaded in different dtypes or from different places."""
-        return weights_fingerprint(self.model)
+        return self.loaded_fingerprint or weights_fingerprint(self.model)
 
     @property
     def vocabulary_size(self) -> int:
         """V, the width of the logits (may exceed the tokenizer)."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return vocabulary_size(self.model)
 
     @property
     def context_length(self) -> int:
@@ -71,7 +77,20 @@ def context_length(config: Any) -> int:
     return 2048
 
 
-def load_base(name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto") -> Base:
+def vocabulary_size(model: Any) -> int:
+    """Return V, the width of a model's logits."""
+    head = model.get_output_embeddings()
+    return int(head.out_features if isinstance(head, QuantizedLinear) else head.weight.shape[0])
+
+
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: str | None = None,
+) -> Base:
     """Load a base model and its tokenizer.
 
     Args:
@@ -80,12 +99,16 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "auto", de
         dtype: ``"auto"`` (bfloat16 where the hardware multiplies it fast, else float32), ``"float32"``,
             ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` (CUDA if there is one), or a torch device.
+        quantization: ``"int8"`` or ``"int4"`` to keep the weights of linear layers so (weight-only, by torchao);
+            ``dtype`` is then that of everything else, activations included. Such a base is for decoding, not training.
 
     Raises:
         ModelError: the model is missing, holds code or pickles, or is not a causal language model.
+        ConfigError: the quantization is unknown, or needs torchao, which is not installed.
     """
     from transformers import AutoModelForCausalLM
 
+    scheme = check_quantization(quantization)
     folder = resolve_folder(name, revision=revision)
     tokenizer = load_tokenizer(name, revision=revision)
     try:
@@ -97,7 +120,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "auto", de
             f"The model {name!r} cannot be loaded as a causal language model: {_one_line(error)}"
         ) from error
     model.eval().requires_grad_(False)
-    return Base(model.to(resolve_device(device)), tokenizer, name, revision, folder)
+    model = model.to(resolve_device(device))
+    if scheme is None:
+        return Base(model, tokenizer, name, revision, folder)
+    # Guides know their base by its weights as they lie on disk.
+    fingerprint = weights_fingerprint(model)
+    quantize(model, scheme)
+    return Base(model, tokenizer, name, revision, folder, scheme, fingerprint)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> Any:

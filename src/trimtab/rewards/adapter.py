@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ConfigError, GuideError, did_you_mean
+from trimtab.models.quantized import QuantizedLinear
 from trimtab.rewards.conditioned import folder as conditioned
 from trimtab.rewards.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Header, read_header
 from trimtab.rewards.manifest import read_json
@@ -155,18 +156,25 @@ def check_fits(tensors: Mapping[str, Tensor], model: Any, folder: Path, base_nam
         match = _ADAPTED.match(name)
         if match is None:
             continue
-        weight = getattr(modules.get(match["module"]), "weight", None)
-        if weight is None:
+        shape = _weight_shape(modules.get(match["module"]))
+        if shape is None:
             raise GuideError(
                 f"{folder / ADAPTER_WEIGHTS} adapts {match['module'][:120]!r}, which the base {base_name!r} does not "
                 "have: load it with the base it was trained on."
             )
         width = tensor.shape[1] if match["kind"].endswith("A") else tensor.shape[0]
-        if tensor.ndim == 2 and weight.ndim == 2 and width not in weight.shape:
+        if tensor.ndim == 2 and len(shape) == 2 and width not in shape:
             raise GuideError(
                 f"{folder / ADAPTER_WEIGHTS} has {name[:120]!r} of shape {list(tensor.shape)}, but that module of the "
-                f"base {base_name!r} is {list(weight.shape)}: load it with the base it was trained on."
+                f"base {base_name!r} is {list(shape)}: load it with the base it was trained on."
             )
+
+
+def _weight_shape(module: Any) -> tuple[int, ...] | None:
+    if isinstance(module, QuantizedLinear):
+        return module.out_features, module.in_features
+    weight = getattr(module, "weight", None)
+    return None if weight is None else tuple(weight.shape)
 
 
 def _parse_config(path: Path) -> Any:

@@ -235,6 +235,11 @@ def load_guide_model(folder: str | Path, base: Base, *, trainable: bool = False)
 def _load_adapter(folder: Path, manifest: GuideManifest, base: Base, trainable: bool) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if base.quantization is not None:
+        raise GuideError(
+            f"The guide {str(folder)!r} needs PEFT's own layers here, which want plain weights, but the base "
+            f"{base.id!r} is loaded in {base.quantization}: load it without a quantization."
+        )
     if any(isinstance(module, BaseTunerLayer) for module in base.model.modules()):
         raise GuideError(
             f"The base {base.id!r} already carries an adapter, and {str(folder)!r} would be added to it: load the "

@@ -1,0 +1,271 @@
+"""Answers being written: what each is made of, and how a new token changes it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.decoding.config import Sampling
+from trimtab.decoding.speculation import Rule, Uniforms
+from trimtab.decoding.stops import TextAssembler
+from trimtab.engine.backbone import Backbone
+from trimtab.engine.drafting import Drafting
+from trimtab.engine.guidance import Pull
+from trimtab.engine.guides import Guide
+from trimtab.engine.requests import BASE, DRAFT, Request, Row
+from trimtab.engine.results import FinishReason, Generation
+from trimtab.errors import PromptTooLongError
+from trimtab.models import Base, Text, VocabularyMap, encode_prompt
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """A model whose bare weights propose tokens, together with the guides on the same weights.
+
+    Attributes:
+        backbone: number of its backbone.
+        vocabulary: how its scores reach the base's token ids.
+    """
+
+    backbone: int
+    vocabulary: VocabularyMap
+
+    def own_id(self, token: int) -> int:
+        """Return its id of a base token; -1 if it has none."""
+        return token if self.vocabulary.index is None else int(self.vocabulary.index[token])
+
+
+@dataclass(frozen=True)
+class Core:
+    """What is loaded: the base, its guides and their backbones."""
+
+    base: Base
+    backbones: Sequence[Backbone]
+    guides: Sequence[Guide]
+    stop_ids: frozenset[int]
+    draft: DraftModel | None = None
+
+    def backbone_of(self, stream: int) -> int:
+        """Return the number of the backbone that a stream runs through."""
+        if stream == DRAFT and self.draft is not None:
+            return self.draft.backbone
+        return self.guides[stream - 1].backbone if stream else 0
+
+    def own_id(self, stream: int, token: int) -> int:
+        """Return a stream's own id of a base token.
+
+        Raises:
+            GuidanceError: a guide does not know it.
+        """
+        if stream == DRAFT and self.draft is not None:
+            # A token that it does not know is one it will not propose; what it reads instead costs drafts, not truth.
+            return max(0, self.draft.own_id(token))
+        return self.guides[stream - 1].own_id(token) if stream else token
+
+    def encode(self, prompt: Text, stream: int) -> list[int]:
+        """Return the prompt's ids as a stream reads it: its own template, its own tokenizer."""
+        return self.guides[stream - 1].encode_prompt(prompt) if stream else encode_prompt(self.base.tokenizer, prompt)
+
+    def row(self, stream: int, tokens: list[int], pull: Pull | None = None) -> Row:
+        """Return a row of a stream, for guides at what is asked of them."""
+        if not stream:
+            return Row(BASE, 0, tokens)
+        guide = self.guides[stream - 1]
+        conditions = guide.conditions(pull) if pull else None
+        mark = guide.condition_key(pull) if pull else None
+        return Row(stream, guide.backbone, tokens, guide.slot, conditions, mark)
+
+    def room(self, lengths: Sequence[tuple[int, int]]) -> int:
+        """Return how many tokens fit behind the prompts of one request.
+
+        Args:
+            lengths: (stream, tokens of its prompt) of each row.
+
+        Raises:
+            PromptTooLongError: one of them fills its context.
+        """
+        most: list[int] = []
+        for stream, count in lengths:
+            length = self.backbones[self.backbone_of(stream)].context_length
+            if count >= length:
+                reader = f"the guide {self.guides[stream - 1].name!r}" if stream else f"the base {self.base.id!r}"
+                raise PromptTooLongError(
+                    f"The prompt has {count} tokens, but {reader} reads at most {length}, answer included: "
+                    "shorten the prompt."
+                )
+            most.append(length - count)
+        return min(most)
+
+
+class Answer(Request):
+    """One answer being written.
+
+    Attributes:
+        prompts: stream → prompt ids, of the streams that have a row.
+        pulls: what is asked of each guide.
+        sampling: how its tokens are drawn.
+        limit: most tokens, by ``max_tokens`` and by the contexts.
+        tokens: those chosen so far.
+        pieces: text that nobody has taken yet.
+        seen: (V,) bool, the tokens of prompt and answer, kept only for a repetition penalty.
+        drafting: how its next tokens are drafted; ``None`` where they are not.
+        uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        prompts: dict[int, list[int]],
+        pulls: tuple[Pull, ...],
+        sampling: Sampling,
+        seed: int,
+        place: tuple[int, int] = (0, 0),
+        rule: Rule = "coupled",
+    ) -> None:
+        """Begin an answer.
+
+        Args:
+            core: what is loaded.
+            prompts: stream → prompt ids, for the base and for each guide whose weight is not 0.
+            pulls: one a guide.
+            sampling: how its tokens are drawn.
+            seed: of this one answer.
+            place: number of the prompt in the call, and of the answer among its prompt's.
+            rule: how drafts are accepted, which random numbers depend on.
+
+        Raises:
+            PromptTooLongError: a prompt fills a context.
+        """
+        super().__init__([_row(core, stream, ids, pulls) for stream, ids in sorted(prompts.items())])
+        self.prompts = prompts
+        self.pulls = pulls
+        self.sampling = sampling
+        self.limit = min(sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
+        self.seed = None if sampling.is_greedy else seed
+        self.place = place
+        self.tokens: list[int] = []
+        self.text = TextAssembler(core.base.tokenizer, sampling.stop)
+        self.pieces: deque[str] = deque()
+        self.finish_reason: FinishReason | None = None
+        self.seen: Tensor | None = None
+        self._core = core
+        self.drafting: Drafting | None = None
+        self.uniforms: Uniforms | None = None
+        if not sampling.is_greedy:
+            self.uniforms = Uniforms(torch.Generator().manual_seed(seed), rule)
+        if sampling.repetition_penalty != 1:
+            self.seen = torch.zeros(core.base.vocabulary_size, dtype=torch.bool, device=core.base.device)
+            self.seen[torch.tensor(prompts[BASE], device=core.base.device)] = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.finish_reason is not None or self.error is not None
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Add the tokens that a step wrote: drafts that were kept, and one more. See whether the answer ends."""
+        kept = len(tokens) - 1
+        for row in self.rows:
+            row.rewind(len(row.tokens) - self.ahead + kept)
+        if self.drafting is not None:
+            self.drafting.learn(self.ahead, kept, tokens)
+        self.ahead = 0
+        for token in tokens:
+            self._take(token)
+            if self.finish_reason is not None:
+                return
+        for row in self.rows:
+            row.tokens.append(self._core.own_id(row.stream, tokens[-1]))
+
+    def draft(self, token: int) -> None:
+        """Add a token to every row that may have to be taken back."""
+        for row in self.rows:
+            row.tokens.append(self._core.own_id(row.stream, token))
+        self.ahead += 1
+
+    def drop_ahead(self) -> None:
+        """Take drafts back."""
+        super().drop_ahead()
+        if self.drafting is not None:
+            self.drafting.drop()
+
+    def _take(self, token: int) -> None:
+        self.tokens.append(token)
+        if self.uniforms is not None:
+            self.uniforms.written(1)
+        if self.seen is not None:
+            self.seen[token] = True
+        if token in self._core.stop_ids and not self.sampling.ignore_eos:
+            self.finish_reason = "stop"
+            gained = self.text.finish()
+        else:
+            gained = self.text.push(token)
+            if self.text.stopped_by is None and len(self.tokens) >= self.limit:
+                self.finish_reason = "length"
+                gained += self.text.finish()
+            if self.text.stopped_by is not None:
+                self.finish_reason = "stop"
+        if gained:
+            self.pieces.append(gained)
+
+    def result(self) -> Generation:
+        """Return the finished answer."""
+        return Generation(
+            text=self.text.text,
+            token_ids=list(self.tokens),
+            finish_reason=self.finish_reason or "length",
+            stopped_by=self.text.stopped_by,
+            prompt_index=self.place[0],
+            sample_index=self.place[1],
+            prompt_tokens=len(self.prompts[BASE]),
+            seed=self.seed,
+            **applied(self._core.guides, self.pulls),
+        )
+
+    def change(self, prompt: Text, pulls: tuple[Pull, ...]) -> list[Row]:
+        """Ask something else of the guides from the next token on; return the rows that the answer goes on with.
+
+        Rows that nothing changes for are the same objects. A guide that joins reads prompt and answer from the start,
+        and so does one whose preference changes: what it has cached was read at the old one.
+
+        Raises:
+            PromptTooLongError: the context of a guide that joins has no room for the answer so far. Nothing changes.
+            GuidanceError: it does not know a token of the answer. Nothing changes.
+        """
+        core, old = self._core, {row.stream: row for row in self.rows}
+        prompts, rows = {BASE: self.prompts[BASE]}, [old[BASE]]
+        for stream, (guide, pull) in enumerate(zip(core.guides, pulls, strict=True), start=1):
+            if pull.weight == 0:
+                continue
+            prompts[stream] = self.prompts.get(stream) or guide.encode_prompt(prompt)
+            row = old.get(stream)
+            if row is None or row.mark != guide.condition_key(pull):
+                row = core.row(stream, [*prompts[stream], *(guide.own_id(token) for token in self.tokens)], pull)
+            rows.append(row)
+        rows += [old[DRAFT]] if DRAFT in old else []
+        limit = min(self.sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
+        if limit <= len(self.tokens) and not self.finished:
+            raise PromptTooLongError(
+                f"A guide that joins now would have to read prompt and answer, and its context ends {limit} tokens "
+                f"into the answer, which has {len(self.tokens)} already."
+            )
+        self.prompts, self.pulls, self.limit = prompts, pulls, limit
+        return rows
+
+
+def _row(core: Core, stream: int, ids: list[int], pulls: Sequence[Pull]) -> Row:
+    return core.row(stream, list(ids), pulls[stream - 1] if stream else None)
+
+
+def applied(guides: Sequence[Guide], pulls: Sequence[Pull]) -> dict[str, Any]:
+    """Return what results say of guidance: ``weights`` by guide, and ``preferences`` of guides that take one."""
+    named = {guide.name: (guide, pull) for guide, pull in zip(guides, pulls, strict=True)}
+    return {
+        "weights": {name: pull.weight for name, (_, pull) in named.items()},
+        "preferences": {name: guide.preference(pull) for name, (guide, pull) in named.items() if guide.conditioned},
+    }

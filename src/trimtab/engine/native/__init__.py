@@ -1,0 +1,6 @@
+"""The forward in C++ for CPUs: compiled on the user's machine once, in the background, and used as soon as it is there."""
+
+from trimtab.engine.native.build import build, ready
+from trimtab.engine.native.forward import NativeForward, unsupported
+
+__all__ = ["NativeForward", "build", "ready", "unsupported"]

@@ -1,0 +1,129 @@
+"""From the logits of one step to the next token of every answer in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.decoding.config import Sampling
+from trimtab.decoding.rules import combine
+from trimtab.decoding.sampling import choose
+from trimtab.engine.answers import Answer, Core
+from trimtab.engine.requests import BASE, DRAFT, Row
+from trimtab.errors import NumericalError
+
+Place = tuple[Tensor, int]
+"""Logits of a forward, and a line of them."""
+Scores = Mapping[Row, list[Place]]
+"""Row → where the logits of each of its last positions lie."""
+
+
+def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
+    """Choose and take the next token of every answer; one whose logits cannot be drawn from gets an error instead."""
+    z = combined(core, answers, scores)
+    kinds = draw_together(answers)
+    if len(kinds) == 1:
+        tokens = _choose(z, answers)
+    else:
+        tokens = z.new_empty(len(answers), dtype=torch.long)
+        for members in kinds:
+            index = torch.tensor(members, device=z.device)
+            tokens[index] = _choose(z[index], [answers[i] for i in members])
+    # One transfer for the whole step. The best value is NaN where any is, so one number a line tells whether it can be
+    # drawn from; the likeliest token's value is the best.
+    greedy = all(answer.sampling.is_greedy for answer in answers)
+    best = z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) if greedy else z.amax(dim=-1)
+    for i, (token, good) in enumerate(torch.stack([tokens, torch.isfinite(best).long()], dim=1).tolist()):
+        if good:
+            answers[i].take([int(token)])
+        else:
+            answers[i].error = _unusable(core, z[i], answers[i], scores)
+
+
+def take_usable(core: Core, answer: Answer, z: Tensor, tokens: Sequence[int], scores: Scores) -> None:
+    """Take tokens if each could be drawn from its logits, (len(tokens), V); else the answer gets an error."""
+    usable = torch.isfinite(z.amax(dim=-1))
+    if bool(usable.all()):
+        answer.take(tokens)
+    else:
+        answer.error = _unusable(core, z[~usable][0], answer, scores)
+
+
+def combined(core: Core, answers: Sequence[Answer], scores: Scores, *, head: int = BASE) -> Tensor:
+    """Return z', (N, V) float32: the logits that tokens are drawn from at N positions, answer after answer.
+
+    Args:
+        core: what is loaded.
+        answers: an answer has as many positions as its rows have logits: one, and one for each of its drafts.
+        scores: where logits lie.
+        head: the stream that guides are added to: the base's or, with the guides of its own weights only, that of the
+            model that drafts.
+    """
+    base = _lines([place for answer in answers for place in _places(answer, head, scores)])
+    if head == DRAFT and core.draft is not None:
+        base = core.draft.vocabulary.gather(base)
+    spread = [answer for answer in answers for _ in range(1 + answer.ahead if head == BASE else 1)]
+    guides: list[Tensor] = []
+    weights: list[Tensor] = []
+    owners: list[Tensor | None] = []
+    for stream, guide in enumerate(core.guides, start=1):
+        if head == DRAFT and guide.backbone != core.backbone_of(DRAFT):
+            continue
+        heard = {answer for answer in answers if any(row.stream == stream for row in answer.rows)}
+        if not heard:
+            continue
+        places = [place for answer in answers if answer in heard for place in _places(answer, stream, scores)]
+        guides.append(guide.vocabulary.gather(_lines(places).to(base.device)))
+        weights.append(torch.tensor([a.pulls[stream - 1].weight for a in spread if a in heard], device=base.device))
+        index = [i for i, answer in enumerate(spread) if answer in heard]
+        owners.append(None if len(index) == len(spread) else torch.tensor(index, device=base.device))
+    return combine(base, guides, weights, owners)
+
+
+def draw_together(answers: Sequence[Answer]) -> list[list[int]]:
+    """Return the numbers of the answers in groups whose tokens can be drawn together."""
+    kinds: dict[tuple[float, ...], list[int]] = {}
+    for i, answer in enumerate(answers):
+        kinds.setdefault(_kind(answer.sampling), []).append(i)
+    return list(kinds.values())
+
+
+def _places(answer: Answer, stream: int, scores: Scores) -> list[Place]:
+    return scores[next(row for row in answer.rows if row.stream == stream)]
+
+
+def _lines(places: Sequence[Place]) -> Tensor:
+    """Return the lines that lie at the given places, as a view where they follow each other."""
+    logits, first = places[0]
+    if all(tensor is logits and line == first + i for i, (tensor, line) in enumerate(places)):
+        return logits[first : first + len(places)]
+    return torch.stack([tensor[line] for tensor, line in places])
+
+
+def _kind(sampling: Sampling) -> tuple[float, ...]:
+    """Return what answers must have in common to be drawn together."""
+    s = sampling
+    return (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty)
+
+
+def _choose(z: Tensor, answers: Sequence[Answer]) -> Tensor:
+    sampling = answers[0].sampling
+    masks = [answer.seen for answer in answers if answer.seen is not None]
+    found = [answer.uniforms.ahead(1)[0, 0] for answer in answers if answer.uniforms is not None]
+    seen = torch.stack(masks) if masks else None
+    uniforms = torch.stack(found).to(z.device) if found else None
+    return choose(z, sampling, seen=seen, uniforms=uniforms)
+
+
+def _unusable(core: Core, z: Tensor, answer: Answer, scores: Scores) -> NumericalError:
+    kind = "NaN" if bool(torch.isnan(z).any()) else "no finite best value"
+    what = f"The logits hold {kind}, so no token can be chosen from them."
+    for row in answer.deciding:
+        if any(bool(torch.isnan(tensor[line]).any()) for tensor, line in scores[row]):
+            who = f"guide {core.guides[row.stream - 1].name!r}" if row.stream else f"base {core.base.id!r}"
+            return NumericalError(f"{what} They come from the {who}: try dtype='float32', and check its weights.")
+    return NumericalError(
+        f"{what} Each model's own logits are numbers: the weights are too large, or no token is left that all know."
+    )
