@@ -60,7 +60,7 @@ class Product:
         """Return y (N, Σ D_out) of inputs (N, D_in)."""
         weight = self.weight
         if isinstance(weight, QuantizedWeight):
-            weight = dense(weight).to(x.dtype)
+            weight = weight.dequantize(x.dtype)
         return F.linear(x, weight, self.bias)
 
 
@@ -89,18 +89,6 @@ def _together(weights: Sequence[Tensor | QuantizedWeight]) -> Tensor | None:
             return None
     first = tensors[0]
     return first.as_strided((sum(len(tensor) for tensor in tensors), first.shape[1]), (first.shape[1], 1))
-
-
-def dense(weight: QuantizedWeight) -> Tensor:
-    """Return what a quantised weight stands for, (D_out, D_in) float32."""
-    codes = weight.codes
-    if weight.bits == 4:
-        runs = codes.view(len(codes), -1, 16)
-        codes = torch.cat([runs & 15, runs >> 4], dim=2)
-    groups = codes.reshape(len(codes), -1, weight.group).float() * weight.scales.unsqueeze(2)
-    if weight.minima is not None:
-        groups = groups + weight.minima.unsqueeze(2)
-    return groups.view(len(codes), -1)
 
 
 @dataclass(frozen=True)
