@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2LMHeadModel
 
 import tiny
@@ -16,9 +17,10 @@ from engine.blends import At
 from trimtab.engine.adapters import read_deltas
 from trimtab.engine.backbone import Backbone
 from trimtab.engine.conditioned import read_conditioned
-from trimtab.engine.cuda_graphs import SteppedForward, run_as_is
+from trimtab.engine.cuda_graphs import Step, SteppedForward, bucket, run_as_is
 from trimtab.engine.families import read_shape
 from trimtab.engine.fusing import lay_side_by_side, products
+from trimtab.engine.layouts import padded_plan
 from trimtab.rewards.artifact import load_adapter_config, load_adapter_tensors
 from trimtab.rewards.conditioned.tensors import make_tensors
 
@@ -204,3 +206,35 @@ def test_weights_side_by_side_are_the_same_weights(name):
     backbone = _backbone(model, kernels="torch")
     paged.read(backbone.run, texts, paged.STEPS)
     paged.check(model, texts, 1e-4)
+
+
+class _Operations(TorchDispatchMode):
+    """The names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+# What makes a GPU's host wait for a number, or copies from pageable memory: none can be in a CUDA graph.
+_NOT_IN_A_GRAPH = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "lift_fresh"}
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_step_looks_at_no_number(length, tokenizer, tmp_path):
+    model = tiny.make_llama()
+    lay_side_by_side(model)
+    backbone = Backbone(model, kernels="torch")
+    texts, _ = _crowd(model, backbone, tokenizer, tmp_path)
+    backbone.allocate(PAGES)
+    forward = backbone._forwards._current
+    found, _ = padded_plan([text.span(length) for text in texts], *bucket([text.span(length) for text in texts]))
+    step = Step(forward, found, torch.device("cpu"))
+    with torch.inference_mode(), _Operations() as operations:
+        step.compute()
+    assert len(operations.names) > 100
+    assert not _NOT_IN_A_GRAPH & set(operations.names)
