@@ -16,6 +16,7 @@ import torch
 import tiny
 from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.engine.answers import Answer, Core, DraftModel
+from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig, make_engine_config
 from trimtab.engine.guidance import Pull
 from trimtab.engine.scheduler import Scheduler
@@ -65,6 +66,9 @@ class MockBackbone:
             mark = None if span.conditions is None else tuple(span.conditions.tolist())
             kept += [self.logits(text[: read - k], span.slot, mark) for k in reversed(range(span.keep))]
         return torch.stack(kept) if kept else torch.empty(0, VOCABULARY)
+
+    def run_async(self, spans):
+        return Pending(self.run(spans))
 
     def logits(self, text, slot, mark) -> torch.Tensor:
         z = logits_after(text, slot, mark)

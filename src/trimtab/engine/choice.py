@@ -9,12 +9,13 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.engine.adapters import RowAdapters
+from trimtab.engine.config import Kernels
 from trimtab.engine.cuda_graphs import GraphRecorder, SteppedForward
 from trimtab.engine.families import NotLlamaShapedError, read_shape
 from trimtab.engine.fusing import lay_side_by_side
@@ -28,7 +29,6 @@ from trimtab.models.loading import context_length
 
 log = logging.getLogger("trimtab")
 
-Kernels = Literal["auto", "native", "torch", "generic"]
 
 _NATIVE = "trimtab.engine.native"
 

@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from trimtab.engine.answers import Answer, Core
+from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.memory import MemoryPlan, plan_memory
 from trimtab.engine.pages import PageKey, PagePool, pages_for
@@ -283,13 +282,14 @@ class Scheduler:
         """Run what is to be read, one forward a backbone; return where each row's logits lie."""
         scores: dict[Row, list[Place]] = {}
         self.statistics.steps += 1
+        started: list[tuple[list[Read], Pending]] = []
         for number, backbone in enumerate(self.core.backbones):
             mine = [read for read in reads if read.row.backbone == number]
-            if not mine:
-                continue
-            mine.sort(key=lambda read: -1 if read.row.slot is None else read.row.slot)
-            with torch.inference_mode():
-                logits = backbone.run([read.row.span(read.count, read.keep) for read in mine])
+            if mine:
+                mine.sort(key=lambda read: -1 if read.row.slot is None else read.row.slot)
+                started.append((mine, backbone.run_async([read.row.span(read.count, read.keep) for read in mine])))
+        for mine, pending in started:
+            logits = pending.result()
             line = 0
             for read in mine:
                 if read.keep:
