@@ -54,8 +54,9 @@ def load(
             ``guide.json`` is not the place to load it from.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` or a torch device.
-        quantization: ``"int8"`` or ``"int4"`` for weights that take less to read, of the base and of models that
-            guides bring along; adapters stay in ``dtype``. A :class:`Base` is used as it was loaded.
+        quantization: ``"int8"`` (nearly exact) or ``"int4"`` (small models suffer) for weights that take less to
+            read, of the base and of models that guides bring along; adapters stay in ``dtype``. A :class:`Base` is
+            used as it was loaded.
 
     Raises:
         ModelError: the base cannot be loaded.
