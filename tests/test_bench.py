@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,13 @@ def bench():
     assert spec is not None
     sys.modules["engine_bench"] = importlib.util.module_from_spec(spec)
     names = ("making", "measuring", "ways", "running")
-    return SimpleNamespace(**{name: importlib.import_module(f"engine_bench.{name}") for name in names})
+    pieces = {name: importlib.import_module(f"engine_bench.{name}") for name in names}
+    spec = importlib.util.spec_from_file_location("bench_quantization", BENCH / "quantization.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pieces["quantization"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pieces["quantization"])
+    return SimpleNamespace(**pieces)
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +124,36 @@ def test_a_random_model_of_a_known_shape(bench, llama_folder):
     assert one.model.config.num_hidden_layers == 2
     (answer,) = load(one).generate(["the"], temperature=0, max_tokens=2, ignore_eos=True)
     assert len(answer.token_ids) == 2
+
+
+def test_comparison_of_distributions_by_hand(bench):
+    """KL(½ ½ ‖ ¼ ¾) = ½ ln 2 + ½ ln ⅔; the token taken was twice as likely."""
+    plain, found = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    figures = bench.quantization.compare([found], [plain], [[0]])
+    assert figures["kl"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert figures["perplexity"] == pytest.approx(2)
+    assert figures["top1"] == 0
+    assert bench.quantization.compare([plain], [plain], [[1]])["kl"] == 0
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_quantised_numbers_in_plain_layers_say_what_quantised_layers_say(bench, llama_folder, folders, name):
+    own = bench.quantization.with_quantised_numbers(load_base(str(llama_folder), dtype="float32"), name)
+    ids = torch.arange(10).unsqueeze(0)
+    with torch.inference_mode():
+        found = own.model(input_ids=ids).logits
+        expected = load_base(str(llama_folder), dtype="float32", quantization=name).model(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+    base, guide, both = bench.quantization.distributions(own, folders["arm-1"], [([1, 2, 3], [4, 5])])
+    assert base[0].shape == guide[0].shape == both[0].shape == (2, 320)
+    assert torch.allclose(base[0].exp().sum(-1), torch.ones(2), atol=1e-5)
+    assert not torch.allclose(base[0], guide[0], atol=1e-2)
+
+
+def test_off_the_grid_no_weight_moves_further_than_half_a_step(bench, llama_folder):
+    before = load_base(str(llama_folder), dtype="float32").model.model.layers[0].mlp.up_proj.weight
+    moved = bench.quantization.off_grid(load_base(str(llama_folder), dtype="float32"))
+    after = moved.model.model.layers[0].mlp.up_proj.weight
+    step = (before.amax(-1) - before.amin(-1)) / 15  # 32 inputs: one group a row
+    assert 0.3 < ((after - before).abs() / step.unsqueeze(-1)).max() < 0.55
+    assert moved.fingerprint == load_base(str(llama_folder)).fingerprint

@@ -252,8 +252,10 @@ def main(script: Path) -> None:
 def run_cases(ways: Mapping[str, Way], base: Base, options: Any, bandwidth: float) -> dict[str, Any]:
     """Measure and print every case; return the timings as plain values."""
     models = {name: way.engine.base.model for name, way in ways.items() if isinstance(way, Ours)} | {"hf": base.model}
-    raw: dict[str, Any] = {"threads": options.threads, "bandwidth": bandwidth, "cases": {}}
+    raw: dict[str, Any] = {"threads": options.threads, "cases": {}}
     for case in options.cases:
+        # A busy moment must not make the roofline low: the best of all measurements counts.
+        bandwidth = max(bandwidth, read_bandwidth(base.device))
         found = measure(
             ways,
             case,
@@ -263,6 +265,7 @@ def run_cases(ways: Mapping[str, Way], base: Base, options: Any, bandwidth: floa
             say=lambda line: print(line, file=sys.stderr),
         )
         print(table(found, case, models, bandwidth), summary(found, case), sep="\n", flush=True)
+        raw["bandwidth"] = bandwidth
         raw["cases"][str(case)] = {name: [vars(t) for t in timings] for name, timings in found.items()}
     return raw
 

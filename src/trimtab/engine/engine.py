@@ -57,8 +57,8 @@ def load(
             ``guide.json`` is not the place to load it from.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` or a torch device.
-        quantization: ``"int8"`` or ``"int4"`` for weights that take less to read. A :class:`Base` is used as it was
-            loaded. Adapters stay in ``dtype``.
+        quantization: ``"int8"`` (nearly exact) or ``"int4"`` (small models suffer) for weights that take less to
+            read. A :class:`Base` is used as it was loaded. Adapters stay in ``dtype``.
         guide_quantization: likewise of models that guides bring along, and of one that drafts; ``"auto"`` for that of
             the base.
         config: an :class:`EngineConfig` or a mapping with its fields.
