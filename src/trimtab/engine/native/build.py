@@ -43,7 +43,9 @@ _WHAT_TO_DO = (
 def find_compiler() -> str | None:
     """Return the path of a C++ compiler: ``$CXX``, else g++, else clang++."""
     explicit = os.environ.get("CXX")
-    return next((found for name in ([explicit] if explicit else ["g++", "clang++"]) if (found := shutil.which(name))), None)
+    return next(
+        (found for name in ([explicit] if explicit else ["g++", "clang++"]) if (found := shutil.which(name))), None
+    )
 
 
 def compile_kernels(folder: Path, *, extra: Sequence[str] = ()) -> Path | None:
@@ -71,7 +73,7 @@ def compile_kernels(folder: Path, *, extra: Sequence[str] = ()) -> Path | None:
                 _compile(compiler, extra, target)
         return target
     except subprocess.CalledProcessError as error:
-        said: list[str] = (error.stderr or "").strip().splitlines()
+        said = str(error.stderr or "").strip().splitlines()
         log.warning("%s cannot compile the fast CPU kernels: %s. %s", compiler, " / ".join(said[:3]), _WHAT_TO_DO)
     except OSError as error:
         log.warning("The fast CPU kernels cannot be built in %s: %s. %s", folder, error, _WHAT_TO_DO)

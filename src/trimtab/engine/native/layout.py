@@ -1,4 +1,4 @@
-"""The C structs of ``model.h``, and a model and its adapters described by them. No tensor is copied but the factors A."""
+"""The C structs of ``model.h``, and a model and its adapters described by them; only the factors A are copied."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ class CModel(ctypes.Structure):
         ("rope_dims", ctypes.POINTER(_INT)),
         *(
             (name, _INT)
-            for name in (
-                "n_layers", "slots", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "bf16", "gelu",
-            )  # fmt: skip
+            for name in ["n_layers", "slots", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "bf16", "gelu"]
         ),
         *(
             (name, _FLOAT)
@@ -79,10 +77,18 @@ class CBatch(ctypes.Structure):
         *((name, _INT) for name in ("spans", "tokens", "kept", "threads")),
         *(
             (name, _POINTER)
-            for name in (
-                "ids", "counts", "starts", "keeps", "slots", "first_page", "pages", "conditions", "conditions_bf16",
+            for name in [
+                "ids",
+                "counts",
+                "starts",
+                "keeps",
+                "slots",
+                "first_page",
+                "pages",
+                "conditions",
+                "conditions_bf16",
                 "logits",
-            )  # fmt: skip
+            ]
         ),
     )
 
@@ -101,7 +107,7 @@ def unsupported(shape: Shape) -> str | None:
     tensors = [shape.embedding]
     for linear in _linears(shape):
         weight = linear.weight
-        tensors += [t for t in (weight if isinstance(weight, Tensor) else None, linear.bias) if t is not None]
+        tensors += [t for t in (None if isinstance(weight, QuantizedWeight) else weight, linear.bias) if t is not None]
         if isinstance(weight, QuantizedWeight) and not weight.codes.is_contiguous():
             return f"the codes of {linear.name} are not contiguous"
     for tensor in tensors:
@@ -194,7 +200,7 @@ class Description:
         weight = linear.weight
         out = CLinear(d_in=linear.d_in, d_out=linear.d_out, group=linear.d_in)
         out.bias = None if linear.bias is None else linear.bias.data_ptr()
-        if isinstance(weight, Tensor):
+        if not isinstance(weight, QuantizedWeight):
             out.weight, out.kind = weight.data_ptr(), int(weight.dtype == torch.bfloat16)
             return out
         out.weight, out.kind, out.group = weight.codes.data_ptr(), 2 if weight.bits == 8 else 3, weight.group
@@ -220,7 +226,7 @@ def conditions_of(conditions: Sequence[Tensor | None]) -> tuple[list[int | None]
             halves.append(False)
             continue
         if tensor.dtype not in (torch.float32, torch.bfloat16) or not tensor.is_contiguous():
-            tensor = tensor.float().contiguous()  # noqa: PLW2901
+            tensor = tensor.float().contiguous()
         kept.append(tensor)
         addresses.append(tensor.data_ptr())
         halves.append(tensor.dtype == torch.bfloat16)
