@@ -70,7 +70,7 @@ def steps(model: Any, form: str, threads: list[int], context: int, repeats: int)
     forward = native.NativeForward(shape, cache, adapters)
     adapters.remove = lambda: None
     weights = sum(p.numel() for p in model.parameters()) * BYTES[form]
-    block = torch.zeros(int(weights) // 8, dtype=torch.int64)
+    block = torch.ones(int(weights) // 8, dtype=torch.int64)  # zeros would be one page of memory, over and over
     for count in threads:
         torch.set_num_threads(count)
         clock = time.thread_time if count == 1 else time.perf_counter
