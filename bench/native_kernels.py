@@ -13,6 +13,7 @@ import ctypes
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from engine.decoders import cache_for, llama_shape, quantized, replace_weights
-
 from trimtab.engine import native
 from trimtab.engine.adapters import Delta, RowAdapters
 from trimtab.engine.native.build import library
@@ -32,7 +32,7 @@ from trimtab.models import load_base
 BYTES = {"bf16": 2, "fp32": 4, "int8": 1, "int4": 0.75}
 
 
-def least(run, repeats, clock):
+def least(run: Any, repeats: int, clock: Any) -> float:
     run()
     times = []
     for _ in range(repeats):
@@ -42,15 +42,15 @@ def least(run, repeats, clock):
     return min(times)
 
 
-def shape_in(form, model):
+def shape_in(form: str, model: Any) -> Any:
     shape = llama_shape(model.to(torch.float32 if form == "fp32" else torch.bfloat16))
     if form == "int8":
         return replace_weights(shape, lambda w: quantized(w, 8, w.shape[1], minima=False))
     return replace_weights(shape, lambda w: quantized(w, 4, 32, minima=True)) if form == "int4" else shape
 
 
-def lora(model, rank=8):
-    def factors(layer):
+def lora(model: Any, rank: int = 8) -> dict[str, Delta]:
+    def factors(layer: Any) -> Delta:
         dtype = layer.weight.dtype
         a, b = torch.randn(layer.in_features, rank), torch.randn(rank, layer.out_features)
         return Delta((0.01 * a).to(dtype), (0.01 * b).to(dtype), None)
@@ -59,7 +59,7 @@ def lora(model, rank=8):
     return {name: factors(layer) for name, layer in linears}
 
 
-def steps(model, form, threads, context, repeats):
+def steps(model: Any, form: str, threads: list[int], context: int, repeats: int) -> None:
     shape = shape_in(form, model)
     per_row = context // PAGE + 2
     cache = cache_for(shape, 1 + 32 * per_row)
@@ -70,7 +70,7 @@ def steps(model, form, threads, context, repeats):
     forward = native.NativeForward(shape, cache, adapters)
     adapters.remove = lambda: None
     weights = sum(p.numel() for p in model.parameters()) * BYTES[form]
-    block = torch.zeros(int(weights) // 8, dtype=torch.int64)
+    block = torch.ones(int(weights) // 8, dtype=torch.int64)  # zeros would be one page of memory, over and over
     for count in threads:
         torch.set_num_threads(count)
         clock = time.thread_time if count == 1 else time.perf_counter
@@ -92,11 +92,11 @@ def steps(model, form, threads, context, repeats):
             )
         table = np.arange(1, 1 + 512 // PAGE, dtype=np.int32)
         prompt = [Span(list(range(100, 356)), 0, table)]
-        took = least(lambda: forward(prompt), 3, clock)
+        took = least(lambda prompt=prompt: forward(prompt), 3, clock)
         print(f"  prefill of 256: {1e3 * took:.0f} ms, {256 / took:.0f} tok/s")
 
 
-def products(repeats):
+def products(repeats: int) -> None:
     """One thread, bf16, weights from memory: 64 MB of matrices in turn."""
     torch.set_num_threads(1)
     kernels = library()
@@ -109,11 +109,11 @@ def products(repeats):
             y = torch.empty(rows, d_out)
             some = linears if rows < 256 else linears[: max(1, count // 8)]
 
-            def ours(some=some, x=x, y=y, rows=rows):
+            def ours(some: Any = some, x: Any = x, y: Any = y, rows: int = rows) -> None:
                 for linear in some:
                     kernels.product(ctypes.byref(linear), x.data_ptr(), rows, y.data_ptr())
 
-            def theirs(some=some, x=x, weights=weights):
+            def theirs(some: Any = some, x: Any = x, weights: Any = weights) -> None:
                 for weight in weights[: len(some)]:
                     F.linear(x, weight)
 
@@ -127,7 +127,7 @@ def products(repeats):
             )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
     parser.add_argument("--formats", nargs="*", default=["bf16"], choices=list(BYTES))
