@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +12,22 @@ from trimtab.decoding.config import Sampling
 from trimtab.decoding.rules import combine
 from trimtab.decoding.sampling import choose
 from trimtab.engine.answers import Answer, Core
+from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import BASE, Row
 from trimtab.errors import NumericalError
 
 Scores = Mapping[Row, tuple[Tensor, int]]
 """Row → logits of a forward, and which line of them is the first of this row."""
+
+
+class Steered(Protocol):
+    """One answer: its rows, and what it asks of each guide."""
+
+    @property
+    def rows(self) -> Sequence[Row]: ...  # noqa: D102
+
+    @property
+    def pulls(self) -> Sequence[Pull]: ...  # noqa: D102
 
 
 def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
@@ -42,10 +54,10 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
         if good:
             answers[i].take(int(token))
         else:
-            answers[i].error = _unusable(core, z[i], answers[i], scores)
+            answers[i].error = unusable(core, z[i], answers[i], scores)
 
 
-def combined(core: Core, answers: Sequence[Answer], scores: Scores) -> Tensor:
+def combined(core: Core, answers: Sequence[Steered], scores: Scores) -> Tensor:
     """Return z', (B, V) float32: the logits that the next token of each of B answers is drawn from."""
     base = _lines([scores[answer.rows[BASE]] for answer in answers])
     guides: list[Tensor] = []
@@ -86,7 +98,8 @@ def _choose(z: Tensor, answers: Sequence[Answer]) -> Tensor:
     return choose(z, sampling, seen=seen, uniforms=uniforms)
 
 
-def _unusable(core: Core, z: Tensor, answer: Answer, scores: Scores) -> NumericalError:
+def unusable(core: Core, z: Tensor, answer: Steered, scores: Scores) -> NumericalError:
+    """Return the error that says why no token can be chosen from z', (V,), of an answer."""
     kind = "NaN" if bool(torch.isnan(z).any()) else "no finite best value"
     what = f"The logits hold {kind}, so no token can be chosen from them."
     for row in answer.rows:

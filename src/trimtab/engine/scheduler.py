@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.lockstep import Batch
 from trimtab.engine.memory import MemoryPlan, plan_memory
 from trimtab.engine.pages import PageKey, PagePool, pages_for
 from trimtab.engine.readings import Reading
@@ -129,7 +130,7 @@ class Scheduler:
         if answers:
             sample(self.core, answers, scores)
         for request in ready:
-            if isinstance(request, Reading):
+            if isinstance(request, (Reading, Batch)):
                 request.take(scores)
         for request in ready:
             if request.finished:
