@@ -1,4 +1,4 @@
-"""``model.generate(custom_generate=…)``: transformers' own results without guides, the engine's and the oracle's with."""
+"""``model.generate(custom_generate=…)``: transformers' own results unguided, the engine's and the oracle's guided."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_guided_it_is_the_engine_and_the_oracle(case, steer):
     width = out.shape[1] - 12
     for row, text in zip(out.tolist(), TEXTS, strict=True):
         written = engine.generate(text, guidance=weights, temperature=0, max_tokens=12)[0].token_ids
-        assert [t for t in row[width:] if t != 0] == written
+        assert row[width:] == written + [0] * (12 - len(written))
         ids = case.tokenizer(text)["input_ids"]
         known = [OracleGuide(case.models[name], ids, w) for name, w in weights.items()]
         token = max(enumerate(next_distribution(case.world.models["base"], ids, known)), key=lambda p: p[1])[0]
@@ -133,11 +133,11 @@ def test_sampled_tokens_have_the_guided_distribution(case, steer):
     expected = torch.tensor(next_distribution(case.world.models["base"], ids, known))
     torch.manual_seed(0)
     asked = {"do_sample": True, "top_k": 0, "max_new_tokens": 1, "num_return_sequences": 1000}
-    drawn = torch.cat([case.guided(TEXTS[0], steer, **asked)[:, -1] for _ in range(4)])
+    drawn = torch.cat([case.guided(TEXTS[0], steer, **asked)[:, -1] for _ in range(2)])
     counts = torch.bincount(drawn, minlength=len(expected)).double()
-    often = expected > 5 / 4000
-    tail = (counts[~often].sum() - 4000 * expected[~often].sum()) ** 2 / (4000 * expected[~often].sum())
-    chi2 = float(((counts - 4000 * expected) ** 2 / (4000 * expected))[often].sum() + tail)
+    often = expected > 5 / 2000
+    tail = (counts[~often].sum() - 2000 * expected[~often].sum()) ** 2 / (2000 * expected[~often].sum())
+    chi2 = float(((counts - 2000 * expected) ** 2 / (2000 * expected))[often].sum() + tail)
     freedom = int(often.sum())
     assert chi2 < freedom + 4 * (2 * freedom) ** 0.5
 
@@ -161,12 +161,12 @@ def test_each_prompt_has_its_own_guidance(case, steer):
             assert kept[: len(alone)] == alone
     steer.guidance = [{"a": 1.0}, {"a": 1.0}]
     with pytest.raises(GuidanceError, match="3 prompts but 2"):
-        case.guided(TEXTS, steer)
+        case.guided(TEXTS, steer, max_new_tokens=2)
     with pytest.raises(GuidanceError, match="mapping"):
         steer.guidance = ["much"]
     steer.guidance = {"d": 1.0}
     with pytest.raises(GuidanceError, match="no guide or objective 'd'"):
-        case.guided("hi", steer)
+        case.guided("hi", steer, max_new_tokens=2)
 
 
 def test_finished_answers_leave_and_equal_prompts_are_read_once(case, steer, reads):
@@ -267,16 +267,15 @@ def test_own_processors_and_criteria_act_on_the_whole_batch(case, steer):
 def test_stop_strings_end_answers(case, steer):
     free = case.guided(TEXTS, steer, max_new_tokens=12)
     width = free.shape[1] - 12
-    text = case.tokenizer.decode(free[0, width:])
-    stop = next(text[i] for i in range(2, len(text)) if text[i] not in text[:i] and text[i].isascii())
+    texts = [case.tokenizer.decode(row) for row in free[:, width:]]
+    found = ((i, text[k]) for i, text in enumerate(texts) for k in range(1, len(text)) if text[k] not in text[:k])
+    row, stop = next((i, one) for i, one in found if one != "\ufffd")
     expected = case.plain(TEXTS, stop_strings=[stop], tokenizer=case.tokenizer, max_new_tokens=12)
-    found = case.guided(
-        TEXTS, steer, guidance=0, stop_strings=[stop], tokenizer=case.tokenizer, max_new_tokens=12
-    )
+    found = case.guided(TEXTS, steer, guidance=0, stop_strings=[stop], tokenizer=case.tokenizer, max_new_tokens=12)
     assert found.tolist() == expected.tolist()
     stopped = case.guided(TEXTS, steer, stop_strings=stop, max_new_tokens=12)
-    assert stop in case.tokenizer.decode(stopped[0, width:])
-    assert int((stopped[0, width:] != 0).sum()) < 12
+    assert stop in case.tokenizer.decode(stopped[row, width:])
+    assert stopped[row, width:].tolist() != free[row, width:].tolist()
 
 
 REFUSED = {
@@ -328,7 +327,10 @@ def test_a_batch_that_does_not_fit_or_ends_with_the_context(case, caplog):
     long = torch.full((1, case.base.context_length - 3), 65)
     with caplog.at_level("WARNING", logger="trimtab"):
         out = case.model.generate(
-            long, attention_mask=torch.ones_like(long), custom_generate=trimtab.custom_generate(), eos_token_id=None,
+            long,
+            attention_mask=torch.ones_like(long),
+            custom_generate=trimtab.custom_generate(),
+            eos_token_id=None,
             max_new_tokens=9,
         )
     assert out.shape[1] == case.base.context_length
@@ -359,7 +361,9 @@ def test_the_model_is_as_before_when_it_is_closed(case):
 def test_it_keeps_no_model_alive(llama_folder):
     model = load_base(str(llama_folder), dtype="float32").model
     steer = trimtab.custom_generate()
-    model.generate(torch.tensor([[65]]), attention_mask=torch.ones(1, 1).long(), custom_generate=steer, max_new_tokens=2)
+    model.generate(
+        torch.tensor([[65]]), attention_mask=torch.ones(1, 1).long(), custom_generate=steer, max_new_tokens=2
+    )
     ref = weakref.ref(model)
     del model
     gc.collect()
@@ -380,8 +384,8 @@ def test_the_engine_is_kept_until_the_weights_change(case, monkeypatch):
         case.guided(TEXTS[2], bare, max_new_tokens=2)
         next(case.model.parameters()).mul_(1.5)
     assert case.guided(TEXTS[2], bare, max_new_tokens=6).tolist() == case.plain(TEXTS[2], max_new_tokens=6).tolist()
-    with pytest.raises(GuideError, match="trained on"):
-        case.guided("hi", steer, max_new_tokens=2)
+    assert [guide.backbone for guide in steer.guides(case.model).values()] == [1, 1]  # the base they were trained on
+    steer.close()
 
 
 def test_guides_that_read_otherwise_are_refused(case, world, tmp_path):
@@ -410,7 +414,9 @@ def test_nan_is_an_error(case):
 
 
 def test_a_guide_of_a_smaller_base_reads_the_same_ids(llama_folder, tmp_path):
-    folder = tiny.save_base(tmp_path / "small", tiny.make_llama(300, seed=5, hidden=16, layers=1), tiny.make_tokenizer())
+    folder = tiny.save_base(
+        tmp_path / "small", tiny.make_llama(300, seed=5, hidden=16, layers=1), tiny.make_tokenizer()
+    )
     small = load_base(str(folder), dtype="float32")
     weak = tiny_guides.save_lora_guide(tmp_path / "weak", small)
     model = load_base(str(llama_folder), dtype="float32").model
@@ -419,9 +425,11 @@ def test_a_guide_of_a_smaller_base_reads_the_same_ids(llama_folder, tmp_path):
     engine = trimtab.load(llama_folder, [weak], dtype="float32")
     expected = engine.generate("the quick", guidance=1.5, temperature=0, max_tokens=8)[0].token_ids
     assert out[0, ids["input_ids"].shape[1] :].tolist() == expected
-    with pytest.raises(GuidanceError, match="token 310.*'weak'"):
+    with pytest.raises(GuidanceError, match=r"token 310.*'weak'"):
         model.generate(
-            torch.tensor([[65, 310]]), attention_mask=torch.ones(1, 2).long(), max_new_tokens=2,
+            torch.tensor([[65, 310]]),
+            attention_mask=torch.ones(1, 2).long(),
+            max_new_tokens=2,
             custom_generate=trimtab.custom_generate(weak),
         )
 
@@ -437,7 +445,8 @@ def test_a_conditioned_guide_takes_a_preference_for_each_prompt(llama_folder, tm
     expected = engine.generate(TEXTS[:2], guidance=each, temperature=0, max_tokens=8)
     out = base.model.generate(**inputs, custom_generate=steer, guidance=each, max_new_tokens=8)
     width = inputs["input_ids"].shape[1]
-    assert [[t for t in row if t != 0] for row in out[:, width:].tolist()] == [a.token_ids for a in expected]
+    for row, answer in zip(out[:, width:].tolist(), expected, strict=True):
+        assert row == answer.token_ids + [0] * (len(row) - len(answer.token_ids))
 
 
 def test_a_generation_config_object_and_the_models_own_count(case, steer):

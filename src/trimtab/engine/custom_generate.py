@@ -1,4 +1,4 @@
-"""Guidance for users of plain transformers: ``model.generate(**inputs, custom_generate=trimtab.custom_generate(…))``."""
+"""Guidance for users of plain transformers: ``model.generate(…, custom_generate=trimtab.custom_generate(…))``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from trimtab.engine.config import EngineConfig, make_engine_config
@@ -71,7 +70,8 @@ class CustomGenerate:
         config: EngineConfig,
     ) -> None:
         self.guidance = guidance
-        self._folders, self._tokenizer, self._guide_bases, self._config = guides, tokenizer, guide_bases, config
+        self._folders: GuideFolders = [guides] if isinstance(guides, (str, Path)) else guides
+        self._tokenizer, self._guide_bases, self._config = tokenizer, guide_bases, config
         self._number = next(_numbers)
         self._lock = threading.Lock()
         self._closers: list[Any] = []
@@ -142,7 +142,8 @@ class CustomGenerate:
             engine = self._engine(model)
         core, driver = engine.parts
         if stop_strings is not None:
-            stopping_criteria.append(StopStringCriteria(core.base.tokenizer, stop_strings))
+            stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+            stopping_criteria.append(StopStringCriteria(core.base.tokenizer, stops))
         asked = self._guidance if guidance is _UNSAID else guidance
         spread = _one_each(asked, len(prompts), generation_config.num_return_sequences or 1)
         pulls = [resolve(one, core.guides) for one in spread]
@@ -254,10 +255,10 @@ def _check_templates(base: Base, guides: Mapping[str, Guide]) -> None:
 
 
 def _one_each(value: Guidances, rows: int, repeats: int) -> list[GuidanceLike]:
-    """Return the guidance of each row: ``value`` has one for all, or one for each prompt, which has ``repeats`` rows."""
+    """Return the guidance of each row; ``value`` is one for all, or one for each prompt, which has ``repeats`` rows."""
     if not isinstance(value, (list, tuple)):
         return [cast("GuidanceLike", value)] * rows
     prompts = rows // repeats
     if len(value) != prompts:
         raise GuidanceError(f"There are {prompts} prompts but {len(value)} entries in guidance: give one, or one each.")
-    return [cast("GuidanceLike", one) for one in value for _ in range(repeats)]
+    return [one for one in value for _ in range(repeats)]

@@ -84,7 +84,7 @@ def check_arguments(model: Any, config: Any, processors: Any, given: Mapping[str
         ConfigError: names the option.
     """
     from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
-    from transformers.generation import GenerationMode
+    from transformers.generation.configuration_utils import GenerationMode
 
     if model.config.is_encoder_decoder:
         raise ConfigError(f"{type(model).__name__} is an encoder-decoder: trimtab steers causal language models.")
@@ -102,6 +102,10 @@ def check_arguments(model: Any, config: Any, processors: Any, given: Mapping[str
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name, None):
             raise ConfigError(f"{_OURS} gives scores and logits, but not what {name} asks for: leave it away.")
+    _check_inputs(given, model_kwargs)
+
+
+def _check_inputs(given: Mapping[str, Any], model_kwargs: Mapping[str, Any]) -> None:
     own: Mapping[str, Any] = given.get("kwargs") or {}
     for name in _CACHES:
         cache = model_kwargs.get(name)
@@ -253,7 +257,7 @@ def _choose(z: Tensor, *, sample: bool) -> Tensor:
 def _result(asked: Asked, ids: Tensor, scores: list[Tensor] | None, logits: list[Tensor] | None) -> Any:
     if not asked.config.return_dict_in_generate:
         return ids
-    from transformers.generation import GenerateDecoderOnlyOutput
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     made: dict[str, Any] = {"sequences": ids}
     made |= {} if scores is None else {"scores": tuple(scores)}
