@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from transformers import (
     MaxLengthCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
+    WatermarkingConfig,
+    pipeline,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -93,7 +96,7 @@ OPTIONS = {
     "ends": {"eos_token_id": [2, 75, 100, 101, 102, 103], "pad_token_id": 7},
     "no end": {"eos_token_id": None, "stop_strings": None},
     "samples": {"do_sample": True, "num_return_sequences": 3},
-    "watermark": {"watermarking_config": {"bias": 2.5, "seeding_scheme": "selfhash"}},
+    "watermark": {"watermarking_config": WatermarkingConfig(bias=2.5, seeding_scheme="selfhash")},
 }
 
 
@@ -265,17 +268,26 @@ def test_own_processors_and_criteria_act_on_the_whole_batch(case, steer):
 
 
 def test_stop_strings_end_answers(case, steer):
-    free = case.guided(TEXTS, steer, max_new_tokens=12)
-    width = free.shape[1] - 12
+    free = case.guided(TEXTS, steer, max_new_tokens=30)
+    width = free.shape[1] - 30
     texts = [case.tokenizer.decode(row) for row in free[:, width:]]
-    found = ((i, text[k]) for i, text in enumerate(texts) for k in range(1, len(text)) if text[k] not in text[:k])
-    row, stop = next((i, one) for i, one in found if one != "\ufffd")
-    expected = case.plain(TEXTS, stop_strings=[stop], tokenizer=case.tokenizer, max_new_tokens=12)
-    found = case.guided(TEXTS, steer, guidance=0, stop_strings=[stop], tokenizer=case.tokenizer, max_new_tokens=12)
-    assert found.tolist() == expected.tolist()
-    stopped = case.guided(TEXTS, steer, stop_strings=stop, max_new_tokens=12)
+    places = ((i, text[k]) for i, text in enumerate(texts) for k in range(1, len(text)) if text[k] not in text[:k])
+    row, stop = next((i, one) for i, one in places if one.isascii())
+    options = {"stop_strings": [stop], "tokenizer": case.tokenizer, "max_new_tokens": 12}
+    assert case.guided(TEXTS, steer, guidance=0, **options).tolist() == case.plain(TEXTS, **options).tolist()
+    stopped = case.guided(TEXTS, steer, stop_strings=stop, max_new_tokens=30)
     assert stop in case.tokenizer.decode(stopped[row, width:])
-    assert stopped[row, width:].tolist() != free[row, width:].tolist()
+    assert stopped[row, width:].tolist() != free[row, width:].tolist()[: stopped.shape[1] - width]
+
+
+def test_pipelines_and_threads_can_use_it(case, steer):
+    pipe = pipeline("text-generation", model=case.model, tokenizer=case.tokenizer)
+    [[answer]] = pipe(["hi"], custom_generate=steer, max_new_tokens=6, do_sample=False, return_full_text=False)
+    out = case.guided("hi", steer, max_new_tokens=6)
+    assert answer["generated_text"] == case.tokenizer.decode(out[0, 2:], skip_special_tokens=True)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: case.guided(text, steer, max_new_tokens=10).tolist(), TEXTS * 4))
+    assert found == [case.guided(text, steer, max_new_tokens=10).tolist() for text in TEXTS] * 4
 
 
 REFUSED = {
@@ -314,6 +326,8 @@ def test_inputs_that_it_cannot_read_are_refused(case, steer):
         case.model.generate(inputs["input_ids"], attention_mask=empty, custom_generate=steer, max_new_tokens=2)
     with pytest.raises(ConfigError, match="for transformers to call"):
         steer(case.model, inputs["input_ids"])
+    with pytest.raises(ConfigError, match="merge_and_unload"):
+        tiny_guides.random_lora(case.model).generate(**inputs, custom_generate=steer, max_new_tokens=2)
     with pytest.raises(ConfigError, match="training mode"):
         case.model.train()
         case.guided("hi", trimtab.custom_generate(), max_new_tokens=2)
@@ -456,3 +470,20 @@ def test_a_generation_config_object_and_the_models_own_count(case, steer):
     expected = case.plain(TEXTS, generation_config=config)
     torch.manual_seed(2)
     assert case.guided(TEXTS, steer, guidance=0, generation_config=config).tolist() == expected.tolist()
+
+
+@pytest.mark.real
+def test_the_real_model_too(tmp_path):
+    base = load_base("smollm2", dtype="float32")
+    base.tokenizer.padding_side = "left"
+    guide = tiny_guides.save_lora_guide(tmp_path / "g", base, scale=0.01)
+    steer = trimtab.custom_generate(guide)
+    inputs = base.tokenizer(["The capital of France is", "Rain"], return_tensors="pt", padding=True)
+    expected = base.model.generate(**inputs, max_new_tokens=10)
+    found = base.model.generate(**inputs, custom_generate=steer, guidance=0, max_new_tokens=10)
+    assert found.tolist() == expected.tolist()
+    out = base.model.generate(**inputs, custom_generate=steer, max_new_tokens=10)
+    answers = trimtab.load(base, [guide]).generate(["The capital of France is", "Rain"], temperature=0, max_tokens=10)
+    width = inputs["input_ids"].shape[1]
+    for row, answer in zip(out[:, width:].tolist(), answers, strict=True):
+        assert row[: len(answer.token_ids)] == answer.token_ids

@@ -153,18 +153,18 @@ class CustomGenerate:
 
     def _engine(self, model: Any) -> Engine:
         """Return the engine that this object keeps on a model, made anew if the model's weights have changed."""
-        engines: _Engines = model.__dict__.setdefault(_KEPT, _Engines())
         weights = _weights(model)
-        kept = engines.get(self._number)
+        kept = model.__dict__.get(_KEPT, {}).get(self._number)
         if kept is not None and kept[0] == weights:
             return kept[1]
         if kept is not None:
             _close(weakref.ref(model), self._number)
         engine = self._load(model)
-        engines[self._number] = (weights, engine)
-        closer = weakref.finalize(self, _close, weakref.ref(model), self._number)
-        closer.atexit = False
-        self._closers.append(closer)
+        model.__dict__.setdefault(_KEPT, _Engines())[self._number] = (weights, engine)
+        if kept is None:
+            closer = weakref.finalize(self, _close, weakref.ref(model), self._number)
+            closer.atexit = False
+            self._closers.append(closer)
         return engine
 
     def _load(self, model: Any) -> Engine:

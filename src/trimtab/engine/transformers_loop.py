@@ -222,6 +222,8 @@ def _padding(asked: Asked) -> Tensor | None:
 
 def _read_beginnings(core: Core, driver: Driver, prompts: Sequence[Sequence[int]], pulls: Sequence[Any]) -> None:
     """Read prompts that occur several times once, so that the rows of the batch find them in the cache."""
+    if not driver.scheduler.config.enable_prefix_caching:
+        return
     different = {(tuple(prompt), asked): i for i, (prompt, asked) in enumerate(zip(prompts, pulls, strict=True))}
     if len(different) == len(prompts) or max(len(prompt) for prompt in prompts) <= PAGE:
         return
