@@ -44,8 +44,8 @@ docs: setup
 
 bench: setup
 	$(BIN)/python bench/train_speed.py
-	$(BIN)/python bench/decode_speed.py
-	$(BIN)/python bench/conditioned_decode.py
+	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/conditioned_train.py
 
 clean:

@@ -41,7 +41,7 @@ def config_of(method: str, tokenizer: Any, *, k: int = 3, **options: Any) -> Any
 
 def adapted(model: Any, config: Any, *, seed: int = 1, scale: float = 0.3) -> Any:
     """A PeftModel on a copy of ``model`` whose adapter is random and far from zero."""
-    if isinstance(model, GPT2LMHeadModel) and config.target_modules == {"q_proj", "down_proj"}:
+    if isinstance(model, GPT2LMHeadModel) and not config.target_modules <= {"c_attn", "c_proj", "c_fc"}:
         config.target_modules = {"c_attn", "c_fc"}
     peft_model: Any = get_peft_model(copy.deepcopy(model), config).eval()
     randomise(peft_model, seed=seed, scale=scale)

@@ -15,7 +15,7 @@ import tiny
 import tiny_guides
 from trimtab.engine import load
 from trimtab.errors import ConfigError, GuideError, ModelError
-from trimtab.models import load_base
+from trimtab.models import encode_prompt, encode_response, load_base
 from trimtab.models.quantized import QuantizedLinear, QuantizedWeight, pack
 from trimtab.models.quantizing import quantize, quantize_weight
 
@@ -271,3 +271,15 @@ def test_a_weight_with_nan_is_refused():
     model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
     with pytest.raises(ModelError, match=r"'model\.layers\.1\.mlp\.up_proj' holds NaN"):
         quantize(model, "int4")
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("real")
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_packaged_base_still_knows_something(name):
+    base = load_base("smollm2", quantization=name)
+    ids = encode_prompt(base.tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
+    ids += encode_response(base.tokenizer, "The capital of France is")
+    with torch.inference_mode():
+        best = int(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    assert base.tokenizer.decode([best]).strip() == "Paris"

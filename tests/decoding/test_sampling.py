@@ -84,3 +84,21 @@ def test_options_are_checked():
     for bad in ({"temperature": math.nan}, {"temperature": -1}, {"top_p": 0}, {"stop": [""]}, {"max_tokens": 0}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             make_sampling(bad)
+
+
+def test_top_p_keeps_what_a_full_sort_keeps():
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.0, 1.0, 4.0):
+        z = (torch.randn(6, 500, generator=generator, dtype=torch.float64) * scale).round(decimals=1)  # ties
+        z[0, :400] = -INF
+        for p in (0.01, 0.5, 0.9, 0.999):
+            probabilities = z.softmax(-1)
+            order = torch.argsort(-probabilities, stable=True, dim=-1)
+            ordered = probabilities.gather(-1, order)
+            kept = torch.zeros(z.shape, dtype=torch.bool).scatter(-1, order, ordered.cumsum(-1) - ordered < p)
+            assert torch.equal(torch.isfinite(keep_top_p(z, p)), kept)
+
+
+def test_top_p_of_a_row_does_not_depend_on_its_neighbours():
+    z = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)) * 3
+    assert torch.equal(keep_top_p(z, 0.9)[2:3], keep_top_p(z[2:3], 0.9))

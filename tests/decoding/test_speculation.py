@@ -379,20 +379,20 @@ def _written(rule, sampling, n, count, *, certain=False, prompt=()):
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=IDS)
 @pytest.mark.parametrize("rule", ["coupled", "rejection"])
 def test_sequences_have_the_target_s_distribution(rule, sampling):
-    n = 2500
+    n = 1600
     counts, expected = _written(rule, sampling, n, 3, prompt=[2])
     assert _chi_square(counts, expected, n) < 4
 
 
 def test_certain_drafts_have_the_target_s_distribution():
     for rule in ("coupled", "rejection"):
-        n = 2500
+        n = 1600
         counts, expected = _written(rule, SAMPLINGS[-1], n, 3, certain=True)
         assert _chi_square(counts, expected, n) < 4
 
 
 def test_the_chi_square_notices_a_wrong_distribution():
-    n = 2500
+    n = 1600
     counts, _ = _written("rejection", PLAIN, n, 3)
     assert _chi_square(counts, _joint(World(4, seed=11), Sampling(temperature=0.8), 3), n) > 10
 

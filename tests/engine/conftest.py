@@ -15,11 +15,11 @@ def world(request, tmp_path_factory):
 def reads(monkeypatch):
     """What every forward read: for each of its spans (slot, tokens)."""
     seen = []
-    original = Backbone.run
+    original = Backbone.run_async
 
     def run(self, spans):
         seen.append([(span.slot, len(span.tokens)) for span in spans])
         return original(self, spans)
 
-    monkeypatch.setattr(Backbone, "run", run)
+    monkeypatch.setattr(Backbone, "run_async", run)
     return seen

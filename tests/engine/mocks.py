@@ -15,7 +15,8 @@ import torch
 
 import tiny
 from trimtab.decoding.config import Sampling, make_sampling
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer, Core, DraftModel
+from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig, make_engine_config
 from trimtab.engine.guidance import Pull
 from trimtab.engine.scheduler import Scheduler
@@ -34,8 +35,14 @@ def logits_after(tokens, slot=None, mark=None) -> torch.Tensor:
 
 @dataclass
 class MockBackbone:
-    """Reads spans as a real backbone does, and notes what each step read."""
+    """Reads spans as a real backbone does, and notes what each step read.
 
+    ``error`` makes it a worse model than the others: so much of its logits is its own. One that is
+    ``narrow`` writes three tokens only, so that its text repeats itself.
+    """
+
+    error: float = 0.0
+    narrow: bool = False
     context_length: int = 4096
     bytes_per_page: int = 1024
     model: Any = field(default_factory=lambda: torch.nn.Linear(2, 2))
@@ -57,8 +64,17 @@ class MockBackbone:
             read = span.start + len(span.tokens)
             text = [self.pages[span.pages[i // PAGE], i % PAGE] for i in range(read)]
             mark = None if span.conditions is None else tuple(span.conditions.tolist())
-            kept += [logits_after(text[: read - k], span.slot, mark) for k in reversed(range(span.keep))]
+            kept += [self.logits(text[: read - k], span.slot, mark) for k in reversed(range(span.keep))]
         return torch.stack(kept) if kept else torch.empty(0, VOCABULARY)
+
+    def run_async(self, spans):
+        return Pending(self.run(spans))
+
+    def logits(self, text, slot, mark) -> torch.Tensor:
+        z = logits_after(text, slot, mark)
+        if self.narrow and slot is None:
+            z[3:6] += 30.0
+        return z + self.error * logits_after(text, "error") if self.error and slot is None else z
 
 
 @dataclass
@@ -89,11 +105,15 @@ class MockGuide:
         return {}
 
 
-def make_core(*guides: MockGuide, backbones: int = 1) -> Core:
+def make_core(*guides: MockGuide, backbones: int = 1, draft: int | None = None, error: float = 0.3) -> Core:
+    """What is loaded; ``draft`` is the backbone whose bare weights draft, a noisy copy of the base."""
     base = SimpleNamespace(
         tokenizer=TOKENIZER, vocabulary_size=VOCABULARY, device=torch.device("cpu"), id="mock", model=None
     )
-    return Core(base, [MockBackbone() for _ in range(backbones)], list(guides), frozenset({2}))
+    models = [MockBackbone(error=error if k == draft else 0.0) for k in range(backbones)]
+    models[0].model = torch.nn.Linear(2, 20)  # larger than the others, so that drafting is cheap
+    drafts = None if draft is None else DraftModel(draft, VocabularyMap(VOCABULARY, VOCABULARY, None))
+    return Core(base, models, list(guides), frozenset({2}), drafts)
 
 
 def make_scheduler(core: Core, *, tokens: int = 0, **options: Any) -> Scheduler:
@@ -106,13 +126,13 @@ def make_scheduler(core: Core, *, tokens: int = 0, **options: Any) -> Scheduler:
 
 
 def make_answer(
-    core: Core, prompt, pulls=(), sampling: Sampling | None = None, seed: int = 0, **options: Any
+    core: Core, prompt, pulls=(), sampling: Sampling | None = None, seed: int = 0, rule: Any = "coupled", **options: Any
 ) -> Answer:
     ids = list(prompt) if not isinstance(prompt, str) else TOKENIZER(prompt)["input_ids"]
     prompts = {0: ids}
     prompts |= {j + 1: [5, *ids] for j, pull in enumerate(pulls) if pull.weight != 0}
     chosen = sampling or make_sampling(None, **{"max_tokens": 8, "ignore_eos": True, **options})
-    return Answer(core, prompts, tuple(pulls), chosen, seed)
+    return Answer(core, prompts, tuple(pulls), chosen, seed, rule=rule)
 
 
 def add(scheduler: Scheduler, answer: Answer) -> Answer:

@@ -28,6 +28,7 @@ import trimtab
 from engine.blends import save_conditioned
 from trimtab.decoding.oracle import OracleGuide, next_distribution
 from trimtab.engine.backbone import Backbone
+from trimtab.engine.fusing import lay_side_by_side
 from trimtab.errors import (
     ConfigError,
     GuidanceError,
@@ -400,6 +401,22 @@ def test_the_engine_is_kept_until_the_weights_change(case, monkeypatch):
     assert case.guided(TEXTS[2], bare, max_new_tokens=6).tolist() == case.plain(TEXTS[2], max_new_tokens=6).tolist()
     assert [guide.backbone for guide in steer.guides(case.model).values()] == [1, 1]  # the base they were trained on
     steer.close()
+
+
+def test_weights_that_lie_side_by_side_stay_where_they_are():
+    """Two engines may share one model: the second must not move what the first reads."""
+    model = tiny.make_llama()
+    before = [p.data_ptr() for p in model.parameters()]
+    lay_side_by_side(model)
+    once = [p.data_ptr() for p in model.parameters()]
+    lay_side_by_side(model)
+    assert before != once == [p.data_ptr() for p in model.parameters()]
+
+
+def test_nothing_is_drafted(case, llama_folder):
+    for asked in ({"speculation": "ngram"}, {"draft_model": str(llama_folder)}):
+        with pytest.raises(ConfigError, match="drafts no tokens"):
+            trimtab.custom_generate(case.folders, config=asked)
 
 
 def test_guides_that_read_otherwise_are_refused(case, world, tmp_path):

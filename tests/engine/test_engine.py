@@ -12,7 +12,7 @@ import tiny_guides
 from engine.worlds import CHAT
 from trimtab.decoding.oracle import OracleGuide, greedy, next_distribution
 from trimtab.engine import load
-from trimtab.engine.backbone import Backbone
+from trimtab.engine.backbone import Backbone, Pending
 from trimtab.errors import (
     ConfigError,
     GuidanceError,
@@ -130,9 +130,9 @@ def test_the_guides_context_counts_too(llama_folder, tmp_path):
 
 def test_nan_is_never_a_token(world, monkeypatch):
     engine = load(world.base, [world.folders["a"]])
-    run = Backbone.run
+    run = Backbone.run_async
     with monkeypatch.context() as patch:
-        patch.setattr(Backbone, "run", lambda self, spans: run(self, spans) * float("nan"))
+        patch.setattr(Backbone, "run_async", lambda self, spans: Pending(run(self, spans).logits * float("nan")))
         with pytest.raises(NumericalError, match=r"NaN.*base"):
             engine.generate("x", guidance=0, temperature=0)
         with pytest.raises(NumericalError, match="NaN"):
@@ -174,8 +174,8 @@ def test_n_answers_share_the_pages_that_their_prompt_fills(world, reads):
 def test_eos_ends_an_answer(world, monkeypatch):
     end = torch.zeros(world.base.vocabulary_size)
     end[2] = 100.0
-    run = Backbone.run
-    monkeypatch.setattr(Backbone, "run", lambda self, spans: run(self, spans) + end)
+    run = Backbone.run_async
+    monkeypatch.setattr(Backbone, "run_async", lambda self, spans: Pending(run(self, spans).logits + end))
     answer = world.engine.generate("x", max_tokens=5, seed=1)[0]
     longer = world.engine.generate("x", max_tokens=5, seed=1, ignore_eos=True)[0]
     assert (answer.token_ids, answer.text, answer.finish_reason) == ([2], "", "stop")

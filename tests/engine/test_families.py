@@ -15,10 +15,10 @@ from trimtab.engine import choice
 from trimtab.engine.backbone import Backbone
 from trimtab.engine.cuda_graphs import bucket, pages_bucket
 from trimtab.engine.families import NotLlamaShapedError, read_shape
-from trimtab.engine.llama import TorchForward, dense
+from trimtab.engine.llama import TorchForward
 from trimtab.engine.spans import Span
 from trimtab.errors import ConfigError
-from trimtab.models.quantized import QuantizedWeight
+from trimtab.models.quantizing import quantize
 
 
 def _model(name, **changes):
@@ -126,6 +126,16 @@ def test_a_forward_without_a_cache_is_refused():
         Backbone(tiny.make_llama()).run([Span([1], 0, np.array([1], np.int32))])
 
 
+def test_a_run_that_is_started_is_a_run():
+    backbone = Backbone(tiny.make_llama(), kernels="torch")
+    backbone.allocate(4)
+    span = Span([5, 6, 7], 0, np.array([2], np.int32), keep=2)
+    started = backbone.run_async([span])
+    assert started.done is None
+    assert torch.equal(started.result(), backbone.run([span])) and started.logits.shape == (2, 300)
+    assert backbone.run([Span([5, 6], 0, span.pages, keep=0)]).shape == (0, 300)
+
+
 def test_memory_of_a_page():
     backbone = Backbone(tiny.make_llama())
     assert backbone.bytes_per_page == 2 * 2 * 16 * 2 * 8 * 4  # K and V, layers, positions, heads, numbers, bytes
@@ -138,8 +148,12 @@ class _Native:
     def __init__(self):
         self.is_ready, self.builds = False, []
 
+    def unsupported(self, shape):
+        return "its weights are odd" if shape.dtype == torch.float16 else None
+
     def build(self, *, wait):
         self.builds.append(wait)
+        return self.is_ready
 
     def ready(self):
         return self.is_ready
@@ -166,18 +180,30 @@ def test_the_compiled_forward_takes_over_when_it_is_built(monkeypatch):
     with pytest.raises(ConfigError, match="could not be compiled"):
         Backbone(tiny.make_llama(), kernels="native").allocate(4)
     assert native.builds == [False, True]
-    with pytest.raises(ConfigError, match="in float16 on cpu"):
+    with pytest.raises(ConfigError, match="'native' cannot be had: its weights are odd"):
         Backbone(tiny.make_llama().half(), kernels="native").allocate(4)
+    with pytest.raises(ConfigError, match="'native' cannot be had, for GPT2LMHeadModel is no Llama-like decoder"):
+        Backbone(tiny.make_gpt2(), kernels="native").allocate(4)
+    odd = Backbone(tiny.make_llama().half())
+    odd.allocate(4)
+    assert odd.kernels == "torch" and native.builds == [False, True]
 
 
-def test_quantised_weights_are_what_they_stand_for():
-    codes = torch.arange(-4, 4, dtype=torch.int8).view(2, 4)
-    eight = QuantizedWeight(8, codes, torch.tensor([[0.5, 1.0], [2.0, 4.0]]), None, 2)
-    assert dense(eight).tolist() == [[-2.0, -1.5, -2.0, -1.0], [0.0, 2.0, 8.0, 12.0]]
-    q = torch.arange(64).view(2, 32) % 16
-    packed = (q[:, :16] | q[:, 16:] << 4).to(torch.uint8)
-    four = QuantizedWeight(4, packed, torch.tensor([[0.5], [1.0]]), torch.tensor([[-1.0], [3.0]]), 32)
-    assert torch.equal(dense(four), q * torch.tensor([[0.5], [1.0]]) + torch.tensor([[-1.0], [3.0]]))
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("kernels", ["torch", "generic"])
+def test_quantised_weights(name, kernels):
+    model = _model("llama-biased")
+    quantize(model, name)
+    shape = read_shape(model)
+    assert shape.layers[0].q.weight.bits == int(name[3:])
+    assert (shape.layers[0].up.d_in, shape.layers[0].up.d_out) == (32, 48)
+    backbone = Backbone(model, kernels=kernels)
+    backbone.allocate(paged.PAGES)
+    texts = paged.texts(paged.LENGTHS)
+    paged.give_pages(texts, paged.PAGES)
+    paged.read(backbone.run, texts, paged.STEPS)
+    assert backbone.kernels == kernels
+    paged.check(model, texts, 1e-4)
 
 
 def _spans(*rows):

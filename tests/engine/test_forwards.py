@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2LMHeadModel
 
 import tiny
 import tiny_guides
@@ -15,7 +17,10 @@ from engine.blends import At
 from trimtab.engine.adapters import read_deltas
 from trimtab.engine.backbone import Backbone
 from trimtab.engine.conditioned import read_conditioned
-from trimtab.engine.cuda_graphs import SteppedForward, run_as_is
+from trimtab.engine.cuda_graphs import Step, SteppedForward, bucket, run_as_is
+from trimtab.engine.families import read_shape
+from trimtab.engine.fusing import lay_side_by_side, products
+from trimtab.engine.layouts import padded_plan
 from trimtab.rewards.artifact import load_adapter_config, load_adapter_tensors
 from trimtab.rewards.conditioned.tensors import make_tensors
 
@@ -74,8 +79,9 @@ def _add(backbone, peft_model, folder):
 
 def _crowd(model, backbone, tokenizer, folder):
     """Texts of the base, of two LoRAs, and of a MoSLoRA and a PBLoRA with a preference each."""
-    arms = [tiny_guides.random_lora(model, seed=1), tiny_guides.random_lora(model, seed=2, r=2)]
-    arms += [adapted(model, config_of(method, tokenizer)) for method in ("moslora-text", "pblora")]
+    few = {} if isinstance(model, GPT2LMHeadModel) else {"target_modules": ["q_proj", "v_proj", "up_proj"]}
+    arms = [tiny_guides.random_lora(model, seed=1), tiny_guides.random_lora(model, seed=2, r=2, **few)]
+    arms += [adapted(model, config_of(method, tokenizer, **options)) for method, options in CONDITIONED]
     placed = [_add(backbone, arm, folder / str(i)) for i, arm in enumerate(arms)]
     texts = paged.texts([LENGTH] * len(READERS), seed=3)
     paged.give_pages(texts, PAGES)
@@ -88,6 +94,10 @@ def _crowd(model, backbone, tokenizer, folder):
     return texts, arms
 
 
+CONDITIONED = [
+    ("moslora-text", {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}),
+    ("pblora", {"target_modules": ["q_proj", "k_proj", "gate_proj", "up_proj", "o_proj"]}),
+]
 READERS = [(None, None)] * 3 + [(0, None), (1, None)]
 READERS += [(which, alpha) for which in (2, 3) for alpha in ([0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0])]
 LENGTH = 110
@@ -95,10 +105,12 @@ PAGES = 2 + len(READERS) * 7
 STEPS = [[step[(i + j) % 5] for i in range(len(READERS))] for j, step in enumerate(paged.STEPS)]
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama-generic", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "llama-fused", "llama-generic", "gpt2"])
 def test_adapters_and_preferences_side_by_side(kind, tokenizer, tmp_path):
     model = tiny.make_gpt2() if kind == "gpt2" else tiny.make_llama()
-    backbone = Backbone(model, kernels="torch" if kind == "llama" else "generic")
+    if kind == "llama-fused":
+        lay_side_by_side(model)
+    backbone = Backbone(model, kernels="torch" if kind in ("llama", "llama-fused") else "generic")
     texts, arms = _crowd(model, backbone, tokenizer, tmp_path)
     backbone.allocate(PAGES)
     _fill_with_nan(backbone)
@@ -157,9 +169,12 @@ def _stepped(backbone):
     return SteppedForward(forward, run_as_is)
 
 
-def test_a_padded_step_is_the_plain_step(tokenizer, tmp_path):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_padded_step_is_the_plain_step(fused, tokenizer, tmp_path):
     """What a GPU replays is these operations on these buffers."""
     model = tiny.make_llama()
+    if fused:
+        lay_side_by_side(model)
     backbone = Backbone(model, kernels="torch")
     texts, _ = _crowd(model, backbone, tokenizer, tmp_path)
     backbone.allocate(PAGES)
@@ -173,3 +188,53 @@ def test_a_padded_step_is_the_plain_step(tokenizer, tmp_path):
     paged.read(backbone.run, plain, steps)
     for text, other in zip(texts, plain, strict=True):
         torch.testing.assert_close(torch.cat(text.logits), torch.cat(other.logits), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama-biased", "gemma3"])
+def test_weights_side_by_side_are_the_same_weights(name):
+    model = families.make(families.LLAMA_SHAPED[name])
+    texts = _texts()
+    before = paged.expected(model, texts[0])
+    lay_side_by_side(model)
+    assert torch.equal(paged.expected(model, texts[0]), before)
+    shape = read_shape(model)
+    layer = shape.layers[0]
+    (qkv,), separate = products((layer.q, layer.k, layer.v)), products((layer.q, layer.v))
+    assert qkv.weight.data_ptr() == model.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    assert torch.equal(qkv.weight, torch.cat([layer.q.weight, layer.k.weight, layer.v.weight]))
+    assert len(separate) == 2  # keys lie between
+    backbone = _backbone(model, kernels="torch")
+    paged.read(backbone.run, texts, paged.STEPS)
+    paged.check(model, texts, 1e-4)
+
+
+class _Operations(TorchDispatchMode):
+    """The names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+# What makes a GPU's host wait for a number, or copies from pageable memory: none can be in a CUDA graph.
+_NOT_IN_A_GRAPH = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "lift_fresh"}
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_step_looks_at_no_number(length, tokenizer, tmp_path):
+    model = tiny.make_llama()
+    lay_side_by_side(model)
+    backbone = Backbone(model, kernels="torch")
+    texts, _ = _crowd(model, backbone, tokenizer, tmp_path)
+    backbone.allocate(PAGES)
+    forward = backbone._forwards._current
+    found, _ = padded_plan([text.span(length) for text in texts], *bucket([text.span(length) for text in texts]))
+    step = Step(forward, found, torch.device("cpu"))
+    with torch.inference_mode(), _Operations() as operations:
+        step.compute()
+    assert len(operations.names) > 100
+    assert not _NOT_IN_A_GRAPH & set(operations.names)

@@ -205,7 +205,7 @@ def test_the_memory_plan_counts_every_stream():
     assert plan.tokens == 160
     assert plan.kv_cache == 32 * 1024
     assert plan.logits == 100 * 3 * 300 * 4
-    assert plan.weights == 2 * 6 * 4
+    assert plan.weights == (60 + 6) * 4
     assert "160 tokens" in str(plan)
 
 

@@ -13,6 +13,7 @@ from trimtab.cli import chat, data, export, fit, generate, rank, train
 from trimtab.cli.console import note
 from trimtab.cli.demo import demo
 from trimtab.cli.info import info
+from trimtab.cli.quiet import quiet_imports
 from trimtab.errors import TrimtabError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def options(
     """Options before the verb."""
     if debug:
         os.environ["TRIMTAB_DEBUG"] = "1"
+    quiet_imports()
 
 
 def normalise_flags(arguments: list[str]) -> list[str]:

@@ -8,7 +8,16 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_TALKATIVE = ("transformers", "accelerate", "peft", "datasets", "torchao", "torch.utils._pytree")
+_TALKATIVE = ("transformers", "accelerate", "peft", "datasets")
+# transformers imports torchao where it is installed; these remarks are of GPU kernels that do not load on this machine.
+_TALKATIVE_WHEN_IMPORTED = ("torchao", "torch.utils._pytree")
+
+
+def quiet_imports() -> None:
+    """Hide what torchao says when it is imported, whenever that will be; with ``--debug`` it stays visible."""
+    if not os.environ.get("TRIMTAB_DEBUG"):
+        for name in _TALKATIVE_WHEN_IMPORTED:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

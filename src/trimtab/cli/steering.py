@@ -36,7 +36,7 @@ class SteeringOptions(BaseModel):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: str = Field("auto", description="auto, cpu, cuda or another torch device.")
     quantization: str | None = Field(
-        None, description="int8 or int4: weights of the base that are faster to read and a little less exact."
+        None, description="int8 (nearly exact) or int4 (small models suffer): weights that are faster to read."
     )
 
 

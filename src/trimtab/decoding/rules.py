@@ -47,8 +47,9 @@ def combine(
         w = weight.to(torch.float32).unsqueeze(-1)
         index = rows[j] if rows is not None else None
         if index is None and w.device.type == "cpu" and bool((w > 0).all()):
-            # w·(-inf) is -inf as it should be, so one pass over memory does; a GPU would have to be waited for.
-            z = torch.addcmul(z, w, s)
+            # w·(-inf) is -inf as it should be; a GPU would have to be waited for to know. The product is rounded before
+            # it is added, as below, so that a row gets the same bits with any neighbours.
+            z = torch.mul(s, w).add_(z)
             continue
         term = torch.where(s == _NEGATIVE_INFINITY, s, w * s).masked_fill(w == 0, 0.0)
         z = z + term if index is None else z.index_add(0, index, term)

@@ -39,15 +39,33 @@ def keep_top_k(z: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(z: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities sum to at least p: (B, V) → (B, V)."""
+    """Keep the fewest likeliest tokens whose probabilities sum to at least p: (B, V) → (B, V).
+
+    Of tokens that are equally likely those with lower ids go first. On a CPU sorting a whole vocabulary costs more
+    than a small model's step, so tokens that cannot matter are left out of it.
+    """
     if p >= 1:
         return z
+    if z.device.type == "cpu" and z.numel():
+        return torch.stack([_nucleus(row, p) for row in z.reshape(-1, z.shape[-1])]).reshape(z.shape)
     ordered, index = z.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     dropped = before >= p
     dropped[..., 0] = False
     return z.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), _NEGATIVE_INFINITY)
+
+
+def _nucleus(z: Tensor, p: float) -> Tensor:
+    """Do the same for one row (V,), sorting only tokens that can be among the fewest."""
+    probabilities = z.softmax(dim=-1)
+    # All tokens below (1 - p)/V have less than 1 - p together, so the others reach p without them; half of it leaves
+    # room for rounding.
+    candidates = (probabilities >= 0.5 * (1 - p) / z.shape[-1]).nonzero().squeeze(-1)
+    ordered, index = probabilities[candidates].sort(descending=True, stable=True)
+    ordered = ordered.to(torch.float64)
+    kept = candidates[index[ordered.cumsum(dim=-1) - ordered < p]]
+    return torch.full_like(z, _NEGATIVE_INFINITY).index_copy(0, kept, z[kept])
 
 
 def keep_min_p(z: Tensor, p: float) -> Tensor:

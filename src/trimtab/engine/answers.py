@@ -11,14 +11,33 @@ import torch
 from torch import Tensor
 
 from trimtab.decoding.config import Sampling
+from trimtab.decoding.speculation import Rule, Uniforms
 from trimtab.decoding.stops import TextAssembler
 from trimtab.engine.backbone import Backbone
+from trimtab.engine.drafting import Drafting
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
-from trimtab.engine.requests import BASE, Request, Row
+from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import FinishReason, Generation
 from trimtab.errors import PromptTooLongError
-from trimtab.models import Base, Text, encode_prompt
+from trimtab.models import Base, Text, VocabularyMap, encode_prompt
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """A model whose bare weights propose tokens, together with the guides on the same weights.
+
+    Attributes:
+        backbone: number of its backbone.
+        vocabulary: how its scores reach the base's token ids.
+    """
+
+    backbone: int
+    vocabulary: VocabularyMap
+
+    def own_id(self, token: int) -> int:
+        """Return its id of a base token; -1 if it has none."""
+        return token if self.vocabulary.index is None else int(self.vocabulary.index[token])
 
 
 @dataclass(frozen=True)
@@ -29,13 +48,23 @@ class Core:
     backbones: Sequence[Backbone]
     guides: Sequence[Guide]
     stop_ids: frozenset[int]
+    draft: DraftModel | None = None
 
     def backbone_of(self, stream: int) -> int:
         """Return the number of the backbone that a stream runs through."""
+        if stream == DRAFT and self.draft is not None:
+            return self.draft.backbone
         return self.guides[stream - 1].backbone if stream else 0
 
     def own_id(self, stream: int, token: int) -> int:
-        """Return a stream's own id of a base token."""
+        """Return a stream's own id of a base token.
+
+        Raises:
+            GuidanceError: a guide does not know it.
+        """
+        if stream == DRAFT and self.draft is not None:
+            # A token that it does not know is one it will not propose; what it reads instead costs drafts, not truth.
+            return max(0, self.draft.own_id(token))
         return self.guides[stream - 1].own_id(token) if stream else token
 
     def encode(self, prompt: Text, stream: int) -> list[int]:
@@ -84,6 +113,8 @@ class Answer(Request):
         tokens: those chosen so far.
         pieces: text that nobody has taken yet.
         seen: (V,) bool, the tokens of prompt and answer, kept only for a repetition penalty.
+        drafting: how its next tokens are drafted; ``None`` where they are not.
+        uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
     """
 
     def __init__(
@@ -94,6 +125,7 @@ class Answer(Request):
         sampling: Sampling,
         seed: int,
         place: tuple[int, int] = (0, 0),
+        rule: Rule = "coupled",
     ) -> None:
         """Begin an answer.
 
@@ -104,6 +136,7 @@ class Answer(Request):
             sampling: how its tokens are drawn.
             seed: of this one answer.
             place: number of the prompt in the call, and of the answer among its prompt's.
+            rule: how drafts are accepted, which random numbers depend on.
 
         Raises:
             PromptTooLongError: a prompt fills a context.
@@ -121,7 +154,10 @@ class Answer(Request):
         self.finish_reason: FinishReason | None = None
         self.seen: Tensor | None = None
         self._core = core
-        self._random = None if sampling.is_greedy else torch.Generator().manual_seed(seed)
+        self.drafting: Drafting | None = None
+        self.uniforms: Uniforms | None = None
+        if not sampling.is_greedy:
+            self.uniforms = Uniforms(torch.Generator().manual_seed(seed), rule)
         if sampling.repetition_penalty != 1:
             self.seen = torch.zeros(core.base.vocabulary_size, dtype=torch.bool, device=core.base.device)
             self.seen[torch.tensor(prompts[BASE], device=core.base.device)] = True
@@ -131,13 +167,37 @@ class Answer(Request):
         """Whether it has ended."""
         return self.finish_reason is not None or self.error is not None
 
-    def uniform(self) -> float:
-        """Return the number in [0, 1) that its next token is drawn with."""
-        return float(torch.rand((), generator=self._random, dtype=torch.float64)) if self._random else 0.0
+    def take(self, tokens: Sequence[int]) -> None:
+        """Add the tokens that a step wrote: drafts that were kept, and one more. See whether the answer ends."""
+        kept = len(tokens) - 1
+        for row in self.rows:
+            row.rewind(len(row.tokens) - self.ahead + kept)
+        if self.drafting is not None:
+            self.drafting.learn(self.ahead, kept, tokens)
+        self.ahead = 0
+        for token in tokens:
+            self._take(token)
+            if self.finish_reason is not None:
+                return
+        for row in self.rows:
+            row.tokens.append(self._core.own_id(row.stream, tokens[-1]))
 
-    def take(self, token: int) -> None:
-        """Add the token that was chosen, and see whether the answer ends."""
+    def draft(self, token: int) -> None:
+        """Add a token to every row that may have to be taken back."""
+        for row in self.rows:
+            row.tokens.append(self._core.own_id(row.stream, token))
+        self.ahead += 1
+
+    def drop_ahead(self) -> None:
+        """Take drafts back."""
+        super().drop_ahead()
+        if self.drafting is not None:
+            self.drafting.drop()
+
+    def _take(self, token: int) -> None:
         self.tokens.append(token)
+        if self.uniforms is not None:
+            self.uniforms.written(1)
         if self.seen is not None:
             self.seen[token] = True
         if token in self._core.stop_ids and not self.sampling.ignore_eos:
@@ -152,9 +212,6 @@ class Answer(Request):
                 self.finish_reason = "stop"
         if gained:
             self.pieces.append(gained)
-        if self.finish_reason is None:
-            for row in self.rows:
-                row.tokens.append(self._core.own_id(row.stream, token))
 
     def result(self) -> Generation:
         """Return the finished answer."""
@@ -190,6 +247,7 @@ class Answer(Request):
             if row is None or row.mark != guide.condition_key(pull):
                 row = core.row(stream, [*prompts[stream], *(guide.own_id(token) for token in self.tokens)], pull)
             rows.append(row)
+        rows += [old[DRAFT]] if DRAFT in old else []
         limit = min(self.sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
         if limit <= len(self.tokens) and not self.finished:
             raise PromptTooLongError(

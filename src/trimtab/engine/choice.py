@@ -9,14 +9,16 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.engine.adapters import RowAdapters
+from trimtab.engine.config import Kernels
 from trimtab.engine.cuda_graphs import GraphRecorder, SteppedForward
 from trimtab.engine.families import NotLlamaShapedError, read_shape
+from trimtab.engine.fusing import lay_side_by_side
 from trimtab.engine.kv_cache import KVCache, KVShape
 from trimtab.engine.llama import TorchForward
 from trimtab.engine.probing import distances, probe_length, tolerance
@@ -27,10 +29,8 @@ from trimtab.models.loading import context_length
 
 log = logging.getLogger("trimtab")
 
-Kernels = Literal["auto", "native", "torch", "generic"]
 
 _NATIVE = "trimtab.engine.native"
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,19 @@ class Choice:
         """The model's shape if it is a Llama-like decoder."""
         return self.found.shape
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the model's weights."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
-
-    @property
+    @functools.cached_property
     def wants_native(self) -> bool:
         """Whether the compiled forward is to be used as soon as it is there."""
-        if self.asked == "native":
-            return True
-        if self.asked != "auto" or self.shape is None:
-            return False
-        return self.model.device.type == "cpu" and self.shape.dtype in _NATIVE_DTYPES and has_native()
+        return self.asked in ("auto", "native") and self.without_native is None
+
+    @property
+    def without_native(self) -> str | None:
+        """Why the compiled forward cannot run this model here, ``None`` if it can."""
+        if self.shape is None:
+            return "the model is no Llama-like decoder"
+        if not has_native():
+            return "this trimtab has none"
+        return native().unsupported(self.shape)
 
     @property
     def now(self) -> str:
@@ -132,18 +131,11 @@ class Forwards:
         return self._current
 
     def _build_native(self) -> None:
-        if not has_native():
-            raise ConfigError("kernels='native' cannot be had: this trimtab has no compiled kernels. Use 'auto'.")
-        shape, device = self._choice.shape, self._choice.model.device
-        if device.type != "cpu" or (shape is not None and shape.dtype not in _NATIVE_DTYPES):
-            dtype = str(self._choice.dtype).removeprefix("torch.")
-            raise ConfigError(
-                f"kernels='native' runs on a CPU in float32 or bfloat16, and the model is in {dtype} on {device.type}: "
-                "load it there, or use 'auto'."
-            )
-        native().build(wait=True)
-        if not native().ready():
-            raise ConfigError("kernels='native' cannot be had: the kernels could not be compiled here. Use 'auto'.")
+        reason = self._choice.without_native
+        if reason is None and not native().build(wait=True):
+            reason = "they could not be compiled here"
+        if reason is not None:
+            raise ConfigError(f"kernels='native' cannot be had: {reason}. Use 'auto'.")
 
 
 def has_native() -> bool:
@@ -166,6 +158,8 @@ def fast(model: Any) -> Found:
     Raises:
         NotLlamaShapedError: the model is none, or the fast forward says something else than the model's own.
     """
+    if model.device.type == "cuda":
+        lay_side_by_side(model)
     shape = read_shape(model)
     layers = [KVShape(shape.kv_heads, shape.head_dim, shape.head_dim)] * len(shape.layers)
 

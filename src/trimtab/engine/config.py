@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.validation import validated
 
+Rule = Literal["coupled", "rejection"]
+Speculation = Literal["auto", "off", "small", "draft", "ngram"]
 Kernels = Literal["auto", "native", "torch", "generic"]
 
 
@@ -31,6 +33,19 @@ class EngineConfig(BaseModel):
     kv_cache_memory_gib: float | None = _option(
         None, "GiB for keys and values. Default: a share of the free memory.", gt=0, allow_inf_nan=False
     )
+    speculation: Speculation = _option(
+        "auto",
+        "What drafts tokens that base and guides then check together: small (the model of a guide that is smaller than "
+        "the base), draft (draft_model), ngram (earlier text), off; auto is small where there is one.",
+    )
+    draft_model: str | None = _option(None, "A small model with the base's tokenizer that drafts.")
+    num_speculative_tokens: int = _option(4, "Most tokens drafted at a time; how many follows what is kept.", ge=1)
+    acceptance: Rule = _option(
+        "coupled",
+        "Which drafts are kept: coupled (a seed gives the same text with and without drafts) or rejection (keeps more; "
+        "the same distribution, other texts).",
+    )
+    speculate_up_to: int = _option(4, "Nothing is drafted while more answers than this are being written.", ge=0)
     enable_prefix_caching: bool = _option(True, "Keep what was read of equal beginnings and share it.")
     kernels: Kernels = _option(
         "auto",

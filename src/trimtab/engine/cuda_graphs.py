@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.engine.conditioned import RowConditions
+from trimtab.engine.fusing import Conditions
 from trimtab.engine.layouts import Batch, Layout, Plan, padded_plan, to_device
 from trimtab.engine.llama import TorchForward
 from trimtab.engine.spans import Span
@@ -59,8 +58,9 @@ class Step:
 
     def __init__(self, forward: TorchForward, plan: Plan, device: torch.device) -> None:
         self._forward = forward
-        self._loaded: list[Any] = [None for _ in plan.rows]
-        own = [None if rows[0] is None else RowConditions([r for r in rows if r is not None]) for rows in plan.rows]
+        found = forward.conditions(plan)
+        self._loaded: list[Conditions | None] = [None] * len(found)
+        own = [None if given is None else Conditions([part.clone() for part in given.parts]) for given in found]
         self.batch = Batch(plan.layout, to_device(plan.numbers, device).clone(), own)
 
     def load(self, plan: Plan) -> None:
@@ -69,11 +69,11 @@ class Step:
         if self.batch.numbers.is_cuda:
             numbers = numbers.pin_memory()
         self.batch.numbers.copy_(numbers, non_blocking=True)
-        for i, (rows, buffer) in enumerate(zip(plan.rows, self.batch.conditions, strict=True)):
-            stack = self._forward.stacks(rows)
-            if stack is not None and stack is not self._loaded[i]:
-                buffer.stacked.copy_(stack.stacked)
-                self._loaded[i] = stack
+        for i, given in enumerate(self._forward.conditions(plan)):
+            if given is not None and given is not self._loaded[i]:
+                for buffer, part in zip(self.batch.conditions[i].parts, given.parts, strict=True):
+                    buffer.copy_(part)
+                self._loaded[i] = given
 
     def compute(self) -> Tensor:
         """Return the logits of every token of the bucket, (tokens, V)."""
@@ -139,7 +139,8 @@ class GraphRecorder:
                 function()  # libraries make their workspaces now, which a graph must not
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Another thread may be stepping another backbone, which is none of this recording's business.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = function()
 
         def replay() -> Tensor:

@@ -55,7 +55,21 @@ def custom_generate(
         GuidanceError: the guidance is none of the accepted forms.
         ConfigError: an unknown or impossible option of ``config``.
     """
-    return CustomGenerate(guides, guidance, tokenizer, dict(guide_bases or {}), make_engine_config(config))
+    return CustomGenerate(guides, guidance, tokenizer, dict(guide_bases or {}), _without_drafts(config))
+
+
+def _without_drafts(config: EngineConfig | Mapping[str, Any] | None) -> EngineConfig:
+    """Return a config that drafts nothing: each token goes through transformers' processors before the next is known.
+
+    Raises:
+        ConfigError: drafts are asked for by name, or another option is impossible.
+    """
+    chosen = make_engine_config(config)
+    if chosen.draft_model is not None or chosen.speculation not in ("auto", "off"):
+        raise ConfigError(
+            "custom_generate drafts no tokens: use trimtab.load, or leave speculation and draft_model away."
+        )
+    return chosen.model_copy(update={"speculation": "off"})
 
 
 class CustomGenerate:
@@ -153,14 +167,14 @@ class CustomGenerate:
 
     def _engine(self, model: Any) -> Engine:
         """Return the engine that this object keeps on a model, made anew if the model's weights have changed."""
-        weights = _weights(model)
         kept = model.__dict__.get(_KEPT, {}).get(self._number)
-        if kept is not None and kept[0] == weights:
+        if kept is not None and kept[0] == _weights(model):
             return kept[1]
         if kept is not None:
             _close(weakref.ref(model), self._number)
         engine = self._load(model)
-        model.__dict__.setdefault(_KEPT, _Engines())[self._number] = (weights, engine)
+        # Loading may move the weights within memory, so they are looked at afterwards.
+        model.__dict__.setdefault(_KEPT, _Engines())[self._number] = (_weights(model), engine)
         if kept is None:
             closer = weakref.finalize(self, _close, weakref.ref(model), self._number)
             closer.atexit = False

@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.config import EngineConfig, make_engine_config
+from trimtab.engine.draft_model import choose_draft
 from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, Pull, resolve
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
@@ -56,9 +57,10 @@ def load(
             ``guide.json`` is not the place to load it from.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` or a torch device.
-        quantization: ``"int8"`` or ``"int4"`` for weights that take less to read. A :class:`Base` is used as it was
-            loaded. Adapters stay in ``dtype``.
-        guide_quantization: likewise of models that guides bring along; ``"auto"`` for that of the base.
+        quantization: ``"int8"`` (nearly exact) or ``"int4"`` (small models suffer) for weights that take less to
+            read. A :class:`Base` is used as it was loaded. Adapters stay in ``dtype``.
+        guide_quantization: likewise of models that guides bring along, and of one that drafts; ``"auto"`` for that of
+            the base.
         config: an :class:`EngineConfig` or a mapping with its fields.
 
     Raises:
@@ -71,6 +73,7 @@ def load(
     options: Any = {"revision": revision, "dtype": dtype, "device": device, "quantization": quantization}
     loaded = base if isinstance(base, Base) else load_base(str(base), **options)
     folders = [guides] if isinstance(guides, (str, Path)) else guides
+    smaller = loaded.quantization if guide_quantization == "auto" else guide_quantization
     backbones, ready = load_guides(
         loaded,
         folders,
@@ -78,9 +81,11 @@ def load(
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         device=str(loaded.device),
         kernels=chosen.kernels,
-        quantization=loaded.quantization if guide_quantization == "auto" else guide_quantization,
+        quantization=smaller,
     )
-    return Engine(Core(loaded, backbones, ready, stop_ids(loaded.model, loaded.tokenizer)), chosen)
+    options |= {"revision": None, "quantization": smaller}
+    draft = choose_draft(chosen, loaded, backbones, ready, lambda name: load_base(name, **options))
+    return Engine(Core(loaded, backbones, ready, stop_ids(loaded.model, loaded.tokenizer), draft), chosen)
 
 
 class Engine:
@@ -247,8 +252,9 @@ class Engine:
         streams = [BASE, *(j + 1 for j, pull in enumerate(pulls) if pull.weight != 0)]
         prompts = {stream: self._core.encode(prompt, stream) for stream in streams}
         seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
+        rule = self._driver.scheduler.config.acceptance
         return [
-            Answer(self._core, prompts, pulls, sampling, (seed + i * sampling.n + k) % 2**63, (i, k))
+            Answer(self._core, prompts, pulls, sampling, (seed + i * sampling.n + k) % 2**63, (i, k), rule)
             for k in range(sampling.n)
         ]
 

@@ -116,8 +116,7 @@ class _Reader:
         name = self.names[id(module)]
         quantized = getattr(module, "quantized", None)
         if isinstance(quantized, QuantizedWeight):
-            d_out, d_in = quantized.codes.shape
-            return Linear(name, quantized, _detached(module.bias), d_in * (8 // quantized.bits), d_out)
+            return Linear(name, quantized, _detached(module.bias), quantized.d_in, quantized.d_out)
         if type(module) is not nn.Linear:
             raise NotLlamaShapedError(f"{name!r} is a {type(module).__name__}")
         d_out, d_in = module.weight.shape

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trimtab.engine.adapters import NotSliceableError, read_deltas
 from trimtab.engine.backbone import Backbone
-from trimtab.engine.choice import Kernels
 from trimtab.engine.conditioned import Conditioner, read_conditioned
+from trimtab.engine.config import Kernels
 from trimtab.engine.guidance import Pull
 from trimtab.errors import GuidanceError, GuideError, ModelError, did_you_mean
 from trimtab.models import Base, Text, VocabularyMap, encode_prompt, load_base, reconcile
@@ -271,5 +272,7 @@ class _Loader:
             ) from reason
 
     def _add(self, model: Any) -> int:
-        self.backbones.append(Backbone(model, kernels=self.kernels))
+        # On a GPU it computes beside the base.
+        stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self.backbones.append(Backbone(model, kernels=self.kernels, stream=stream))
         return len(self.backbones) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,18 +87,22 @@ class ConditionStacks:
 
     def __init__(self, size: int = 32) -> None:
         self._size = size
-        self._known: dict[tuple[int, ...], RowConditions] = {}
+        # A stack is kept with its rows, so that none of their ids can pass to another tensor.
+        self._known: dict[tuple[int, ...], tuple[RowConditions, Any]] = {}
 
-    def __call__(self, rows: Sequence[Tensor | None]) -> RowConditions | None:
-        """Return the conditions of rows that all have some, or ``None`` for rows that have none."""
+    def __call__(self, rows: Sequence[Tensor | None], make: Callable[[RowConditions], Any] | None = None) -> Any:
+        """Return what ``make`` makes of the rows' conditions, or ``None`` for rows that have none."""
         if rows[0] is None:
             return None
-        key = tuple(map(id, rows))  # a stack holds its rows, so that none of these ids can pass to another tensor
-        found = self._known.pop(key, None) or RowConditions([row for row in rows if row is not None])
+        key = tuple(map(id, rows))
+        found = self._known.pop(key, None)
+        if found is None:
+            stacked = RowConditions([row for row in rows if row is not None])
+            found = stacked, stacked if make is None else make(stacked)
         self._known[key] = found
         if len(self._known) > self._size:
             del self._known[next(iter(self._known))]
-        return found
+        return found[1]
 
 
 @dataclass(frozen=True)
@@ -122,25 +126,26 @@ def plan(spans: Sequence[Span]) -> Plan:
     """Lay spans out. Those of one slot are put in the order of their length; logits stay in the order of the spans."""
     order = sorted(range(len(spans)), key=lambda i: (_slot(spans[i]), len(spans[i].tokens)))
     ordered = [spans[i] for i in order]
-    lengths = [len(span.tokens) for span in ordered]
-    ends = list(itertools.accumulate(lengths))
-    end_of = dict(zip(order, ends, strict=True))
-    ids = np.fromiter(itertools.chain.from_iterable(s.tokens for s in ordered), np.int64, ends[-1])
-    positions = np.concatenate([np.arange(s.start, s.start + n) for s, n in zip(ordered, lengths, strict=True)])
-    pages = np.concatenate([_pages_of_tokens(s) for s in ordered])
-    kept = np.concatenate([np.arange(end_of[i] - span.keep, end_of[i]) for i, span in enumerate(spans)])
+    lengths = np.array([len(span.tokens) for span in ordered])
+    ends = lengths.cumsum()
+    firsts = ends - lengths
+    end_of = np.empty_like(ends)
+    end_of[order] = ends
+    ids = np.fromiter(itertools.chain.from_iterable(s.tokens for s in ordered), np.int64, int(ends[-1]))
+    positions = _runs(np.array([span.start for span in ordered]), lengths)
+    keeps = np.array([span.keep for span in spans])
+    kept = _runs(end_of - keeps, keeps)
     groups: list[Group] = []
     parts: list[Numbers] = []
-    for length in sorted(set(lengths)):
-        members = [i for i, n in enumerate(lengths) if n == length]
-        tables = page_tables([ordered[i] for i in members])
-        fresh = all(ordered[i].start == 0 for i in members)
-        groups.append(Group(len(members), length, tables.shape[1], fresh))
-        places = np.concatenate([np.arange(ends[i] - length, ends[i]) for i in members])
-        parts += [places, tables.reshape(-1)]
-    pieces, rows = _pieces(ordered, ends)
-    layout = Layout(ends[-1], len(kept), tuple(groups), tuple(pieces))
-    numbers = np.concatenate([ids, positions, pages, kept, *parts]).astype(np.int64, copy=False)
+    for length in sorted(set(lengths.tolist())):
+        members = np.flatnonzero(lengths == length)
+        own = [ordered[i] for i in members]
+        tables = page_tables(own)
+        groups.append(Group(len(own), length, tables.shape[1], fresh=all(span.start == 0 for span in own)))
+        parts += [_runs(firsts[members], lengths[members]), tables.reshape(-1)]
+    pieces, rows = _pieces(ordered, ends.tolist())
+    layout = Layout(int(ends[-1]), len(kept), tuple(groups), tuple(pieces))
+    numbers = np.concatenate([ids, positions, _token_pages(ordered), kept, *parts])
     return Plan(layout, numbers, rows, fresh_pages(spans))
 
 
@@ -148,10 +153,18 @@ def _slot(span: Span) -> int:
     return -1 if span.slot is None else span.slot
 
 
-def _pages_of_tokens(span: Span) -> Numbers:
-    """Return the page that each token of a span is written to, (T,)."""
-    places = np.arange(span.start, span.start + len(span.tokens)) // PAGE
-    return span.pages[places].astype(np.int64)
+def _runs(firsts: Numbers, lengths: Numbers) -> Numbers:
+    """Return the numbers first, first + 1, … of each run, one run after the other."""
+    ends = lengths.cumsum()
+    return np.arange(ends[-1]) + np.repeat(firsts - (ends - lengths), lengths)
+
+
+def _token_pages(spans: Sequence[Span]) -> Numbers:
+    """Return the page that each token of the spans is written to, (Σ T,)."""
+    if all(len(span.tokens) == 1 for span in spans):
+        return np.array([span.pages[span.start // PAGE] for span in spans], np.int64)
+    places = [np.arange(span.start, span.start + len(span.tokens)) // PAGE for span in spans]
+    return np.concatenate([span.pages[own] for span, own in zip(spans, places, strict=True)]).astype(np.int64)
 
 
 def page_tables(spans: Sequence[Span], width: int | None = None) -> Numbers:
@@ -161,16 +174,17 @@ def page_tables(spans: Sequence[Span], width: int | None = None) -> Numbers:
     """
     used = [-(-(span.start + len(span.tokens)) // PAGE) for span in spans]
     tables = np.empty((len(spans), width or max(used)), np.int64)
+    tables[:] = np.array([span.pages[0] for span in spans])[:, None]
     for table, span, n in zip(tables, spans, used, strict=True):
         table[:n] = span.pages[:n]
-        table[n:] = span.pages[0]
     return tables
 
 
 def fresh_pages(spans: Sequence[Span]) -> Numbers:
     """Return the pages whose first position the spans write."""
-    begun = [s.pages[-(-s.start // PAGE) : -(-(s.start + len(s.tokens)) // PAGE)] for s in spans]
-    return np.concatenate(begun).astype(np.int64)
+    begun = [(s.pages, -(-s.start // PAGE), -(-(s.start + len(s.tokens)) // PAGE)) for s in spans]
+    some = [pages[first:end] for pages, first, end in begun if first < end]
+    return np.concatenate(some).astype(np.int64) if some else np.empty(0, np.int64)
 
 
 def _pieces(spans: Sequence[Span], ends: Sequence[int]) -> tuple[list[Piece], list[list[Tensor | None]]]:
@@ -213,31 +227,33 @@ def padded_plan(spans: Sequence[Span], segments: Sequence[tuple[int | None, int]
     """
     length = len(spans[0].tokens)
     total = sum(rows for _, rows in segments)
-    ids, positions = np.zeros((total, length), np.int64), np.zeros((total, length), np.int64)
-    token_pages = np.full((total, length), SCRATCH, np.int64)
-    tables = np.full((total, pages), SCRATCH, np.int64)
     pieces: list[Piece] = []
     conditions: list[list[Tensor | None]] = []
-    places: list[Numbers] = []
+    row_of: list[int] = []
     first, taken = 0, 0
     for slot, rows in segments:
-        own = [span for span in spans[taken:] if span.slot == slot]
+        own = list(itertools.takewhile(lambda span, slot=slot: span.slot == slot, spans[taken:]))
         taken += len(own)
-        tables[first : first + len(own)] = page_tables(own, pages)
-        for row, span in enumerate(own, start=first):
-            ids[row] = span.tokens
-            positions[row] = np.arange(span.start, span.start + length)
-            token_pages[row] = _pages_of_tokens(span)
-            places.append(np.arange((row + 1) * length - span.keep, (row + 1) * length))
+        row_of += range(first, first + len(own))
         if slot is not None:
             conditioned = own[0].conditions is not None
             pieces.append(Piece(slot, first * length, (first + rows) * length, rows if conditioned else 1))
             conditions.append([s.conditions for s in own] + [own[-1].conditions] * (rows - len(own)))
         first += rows
+    at = np.array(row_of)
+    ids, positions = np.zeros((total, length), np.int64), np.zeros((total, length), np.int64)
+    token_pages = np.full((total, length), SCRATCH, np.int64)
+    tables = np.full((total, pages), SCRATCH, np.int64)
+    tables[at] = page_tables(spans, pages)
+    ids[at] = [span.tokens for span in spans]
+    positions[at] = np.array([span.start for span in spans])[:, None] + np.arange(length)
+    token_pages[at] = _token_pages(spans).reshape(-1, length)
+    keeps = np.array([span.keep for span in spans])
     layout = Layout(total * length, total * length, (Group(total, length, pages, fresh=False),), tuple(pieces))
     every = np.arange(total * length)
     parts = [ids.reshape(-1), positions.reshape(-1), token_pages.reshape(-1), every, every, tables.reshape(-1)]
-    return Plan(layout, np.concatenate(parts), conditions, fresh_pages(spans)), np.concatenate(places)
+    made = Plan(layout, np.concatenate(parts), conditions, fresh_pages(spans))
+    return made, _runs((at + 1) * length - keeps, keeps)
 
 
 def to_device(numbers: Numbers, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from trimtab.engine.answers import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import BASE, Request, Row
-from trimtab.engine.sampler import combined, unusable
+from trimtab.engine.sampler import Scores, combined, unusable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """One answer of a batch.
 
@@ -22,11 +22,18 @@ class Line:
         prompt: ids of the base.
         pulls: what is asked of each guide.
         rows: its rows, the base's first.
+        ahead: how many drafted tokens it is ahead: none.
     """
 
     prompt: Sequence[int]
     pulls: tuple[Pull, ...]
     rows: Sequence[Row] = field(repr=False)
+    ahead: int = 0
+
+    @property
+    def deciding(self) -> Sequence[Row]:
+        """The rows that the next token depends on: all of them."""
+        return self.rows
 
 
 class Batch(Request):
@@ -68,7 +75,7 @@ class Batch(Request):
         """
         return self._core.room([(row.stream, len(line.prompt)) for line in self.lines.values() for row in line.rows])
 
-    def take(self, scores: Mapping[Row, tuple[Tensor, int]]) -> None:
+    def take(self, scores: Scores) -> None:
         """Keep the combined logits, and pause until tokens have been chosen."""
         lines = list(self.lines.values())
         z = combined(self._core, lines, scores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
@@ -51,7 +50,7 @@ def plan_memory(core: Core, config: EngineConfig) -> MemoryPlan:
         ConfigError: the budget does not hold one page for each stream.
     """
     streams = [0] * len(core.backbones)
-    for stream in range(len(core.guides) + 1):
+    for stream in range(-1 if core.draft else 0, len(core.guides) + 1):
         streams[core.backbone_of(stream)] += 1
     per_page = sum(count * b.bytes_per_page for count, b in zip(streams, core.backbones, strict=True))
     longest = min(b.context_length for b, count in zip(core.backbones, streams, strict=True) if count)
@@ -66,11 +65,12 @@ def plan_memory(core: Core, config: EngineConfig) -> MemoryPlan:
             f"{budget / 2**30:.3g} GiB: raise kv_cache_memory_gib, or load fewer guides."
         )
     each = tuple(pages * count + 1 if count else 0 for count in streams)
-    lines = max(config.max_num_seqs, PIECE) * (len(core.guides) + 1)
+    lines = max(config.max_num_seqs, PIECE, config.speculate_up_to * (1 + config.num_speculative_tokens))
+    lines *= len(core.guides) + 1
     return MemoryPlan(
         pages=each,
         tokens=pages * PAGE,
-        weights=sum(_bytes(b.model.parameters()) for b in core.backbones),
+        weights=sum(weight_bytes(b.model) for b in core.backbones),
         kv_cache=sum(n * b.bytes_per_page for n, b in zip(each, core.backbones, strict=True)),
         logits=lines * core.base.vocabulary_size * 4,
     )
@@ -83,8 +83,10 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _bytes(parameters: Iterable[torch.Tensor]) -> int:
-    return sum({p.data_ptr(): p.numel() * p.element_size() for p in parameters}.values())
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, those that are shared counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def _gib(size: int) -> str:

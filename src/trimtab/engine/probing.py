@@ -26,9 +26,9 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def probe_length(windows: Sequence[int | None], context: int) -> int:
-    """Return how many tokens to compare: some, and beyond the windows where those are short."""
+    """Return how many tokens to compare, at least 12: some, and beyond the windows where those are short."""
     near = [window + 8 for window in windows if window is not None and window <= _WINDOW_TO_LEAVE]
-    return min(max([_TOKENS, *near]), context)
+    return max(min(max([_TOKENS, *near]), context), 12)
 
 
 def distances(
@@ -41,9 +41,9 @@ def distances(
 ) -> Tensor:
     """Return how far our logits are from the model's own, for each token, as a share of the centred logits' size.
 
-    Two texts, one half as long as the other, are read in chunks, then one token and two tokens of both together.
+    Two texts, one half as long as the other, are read in chunks, then by one token and by two tokens of both.
     """
-    texts = [_ids(model, length, 7919), _ids(model, max(4, length // 2), 104729)]
+    texts = [_ids(model, length, 7919), _ids(model, length // 2, 104729)]
     pages = -(-length // PAGE)
     tables = [np.arange(2 * pages - i, 0, -2, dtype=np.int32) for i in range(2)]
     cache = KVCache(layers, 2 * pages + 1, dtype=dtype, device=model.device)
@@ -55,10 +55,13 @@ def distances(
 
     ours: list[list[Tensor]] = [[], []]
     ends = [len(text) for text in texts]
-    steps = [[(i, 0, end // 2)] for i, end in enumerate(ends)]
-    steps += [[(i, end // 2, end - 3)] for i, end in enumerate(ends) if end // 2 < end - 3]
-    steps += [[(i, max(end - 3, end // 2), end - 2) for i, end in enumerate(ends)]]
-    steps += [[(i, end - 2, end) for i, end in enumerate(ends)]]
+    a, b = ends
+    steps = [
+        [(0, 0, a // 2), (1, 0, b - 4)],
+        [(0, a // 2, a - 3), (1, b - 4, b - 3)],
+        [(0, a - 3, a - 2), (1, b - 3, b - 2)],
+        [(0, a - 2, a), (1, b - 2, b)],
+    ]
     with torch.inference_mode():
         for step in steps:
             for (i, _, _), logits in zip(step, read(*step), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.engine.answers import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import BASE, Request, Row
+from trimtab.engine.sampler import Scores
 from trimtab.errors import NumericalError
 
 PIECE = 64  # tokens of an answer whose logits are held at a time
@@ -70,7 +71,7 @@ class Reading(Request):
         for row in self.rows:
             row.tokens.extend(self._own[row.stream][self._at : self._at + self.ahead])
 
-    def take(self, scores: Mapping[Row, tuple[Tensor, int]]) -> None:
+    def take(self, scores: Scores) -> None:
         """Keep the log-probabilities of the tokens whose logits a forward gave."""
         count = 1 + self.ahead
         answer = self.answer[self._at : self._at + count]
@@ -94,8 +95,8 @@ class Reading(Request):
         for row in self.rows:
             row.tokens.append(self._own[row.stream][self._at - 1])
 
-    def _logits(self, row: Row, scores: Mapping[Row, tuple[Tensor, int]], count: int) -> Tensor:
-        tensor, line = scores[row]
+    def _logits(self, row: Row, scores: Scores, count: int) -> Tensor:
+        tensor, line = scores[row][0]  # the lines of one row follow each other
         found = tensor[line : line + count].to(self._core.base.device)
         return self._core.guides[row.stream - 1].vocabulary.gather(found) if row.stream else found
 

@@ -14,6 +14,7 @@ from trimtab.engine.pages import PageKey, PagePool, first_key, next_key, pages_f
 from trimtab.engine.spans import PAGE, PageTable, Span
 
 BASE = 0  # the base's stream; guide j is stream j + 1
+DRAFT = -1  # the stream of a model that only drafts
 
 
 @dataclass(eq=False)
@@ -21,7 +22,7 @@ class Row:
     """One sequence as one stream reads it.
 
     Attributes:
-        stream: 0 for the base, j + 1 for guide j.
+        stream: 0 for the base, j + 1 for guide j, -1 for a model that only drafts.
         backbone: number of the weights it runs through.
         tokens: prompt and answer so far, in the stream's own ids.
         slot: adapter, ``None`` for the bare weights.
@@ -135,6 +136,17 @@ class Request(ABC):
         self.cancelled = False
         self.error: Exception | None = None
         self.number = next(_numbers)
+
+    @property
+    def deciding(self) -> list[Row]:
+        """The rows that the next token depends on."""
+        return [row for row in self.rows if row.stream != DRAFT]
+
+    def drop_ahead(self) -> None:
+        """Take back the tokens that are not certain, or not scored yet."""
+        for row in self.rows:
+            row.rewind(len(row.tokens) - self.ahead)
+        self.ahead = 0
 
     @property
     @abstractmethod

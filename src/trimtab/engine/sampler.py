@@ -13,68 +13,106 @@ from trimtab.decoding.rules import combine
 from trimtab.decoding.sampling import choose
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.guidance import Pull
-from trimtab.engine.requests import BASE, Row
+from trimtab.engine.requests import BASE, DRAFT, Row
 from trimtab.errors import NumericalError
 
-Scores = Mapping[Row, tuple[Tensor, int]]
-"""Row → logits of a forward, and which line of them is the first of this row."""
+Place = tuple[Tensor, int]
+"""Logits of a forward, and a line of them."""
+Scores = Mapping[Row, list[Place]]
+"""Row → where the logits of each of its last positions lie."""
 
 
 class Steered(Protocol):
-    """One answer: its rows, and what it asks of each guide."""
+    """An answer as far as the logits of its next tokens go; :class:`Answer` says what each attribute is."""
 
     @property
     def rows(self) -> Sequence[Row]: ...  # noqa: D102
 
     @property
+    def deciding(self) -> Sequence[Row]: ...  # noqa: D102
+
+    @property
     def pulls(self) -> Sequence[Pull]: ...  # noqa: D102
+
+    @property
+    def ahead(self) -> int: ...  # noqa: D102
 
 
 def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
     """Choose and take the next token of every answer; one whose logits cannot be drawn from gets an error instead."""
     z = combined(core, answers, scores)
-    kinds: dict[tuple[float, ...], list[int]] = {}
-    for i, answer in enumerate(answers):
-        kinds.setdefault(_kind(answer.sampling), []).append(i)
-    tokens = z.new_empty(len(answers), dtype=torch.long)
-    for members in kinds.values():
-        part = [answers[i] for i in members]
-        lines = z if len(kinds) == 1 else z[torch.tensor(members, device=z.device)]
-        chosen = _choose(lines, part)
-        if len(kinds) == 1:
-            tokens = chosen
-        else:
-            tokens[torch.tensor(members, device=z.device)] = chosen
+    kinds = draw_together(answers)
+    if len(kinds) == 1:
+        tokens = _choose(z, answers)
+    else:
+        tokens = z.new_empty(len(answers), dtype=torch.long)
+        for members in kinds:
+            index = torch.tensor(members, device=z.device)
+            tokens[index] = _choose(z[index], [answers[i] for i in members])
     # One transfer for the whole step. The best value is NaN where any is, so one number a line tells whether it can be
     # drawn from; the likeliest token's value is the best.
     greedy = all(answer.sampling.is_greedy for answer in answers)
     best = z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) if greedy else z.amax(dim=-1)
-    usable = torch.isfinite(best).long()
-    for i, (token, good) in enumerate(torch.stack([tokens, usable], dim=1).tolist()):
+    for i, (token, good) in enumerate(torch.stack([tokens, torch.isfinite(best).long()], dim=1).tolist()):
         if good:
-            answers[i].take(int(token))
+            answers[i].take([int(token)])
         else:
             answers[i].error = unusable(core, z[i], answers[i], scores)
 
 
-def combined(core: Core, answers: Sequence[Steered], scores: Scores) -> Tensor:
-    """Return z', (B, V) float32: the logits that the next token of each of B answers is drawn from."""
-    base = _lines([scores[answer.rows[BASE]] for answer in answers])
+def take_usable(core: Core, answer: Answer, z: Tensor, tokens: Sequence[int], scores: Scores) -> None:
+    """Take tokens if each could be drawn from its logits, (len(tokens), V); else the answer gets an error."""
+    usable = torch.isfinite(z.amax(dim=-1))
+    if bool(usable.all()):
+        answer.take(tokens)
+    else:
+        answer.error = unusable(core, z[~usable][0], answer, scores)
+
+
+def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: int = BASE) -> Tensor:
+    """Return z', (N, V) float32: the logits that tokens are drawn from at N positions, answer after answer.
+
+    Args:
+        core: what is loaded.
+        answers: an answer has as many positions as its rows have logits: one, and one for each of its drafts.
+        scores: where logits lie.
+        head: the stream that guides are added to: the base's or, with the guides of its own weights only, that of the
+            model that drafts.
+    """
+    base = _lines([place for answer in answers for place in _places(answer, head, scores)])
+    if head == DRAFT and core.draft is not None:
+        base = core.draft.vocabulary.gather(base)
+    spread = [answer for answer in answers for _ in range(1 + answer.ahead if head == BASE else 1)]
     guides: list[Tensor] = []
     weights: list[Tensor] = []
     owners: list[Tensor | None] = []
     for stream, guide in enumerate(core.guides, start=1):
-        found = [(i, row) for i, answer in enumerate(answers) for row in answer.rows if row.stream == stream]
-        if not found:
+        if head == DRAFT and guide.backbone != core.backbone_of(DRAFT):
             continue
-        guides.append(guide.vocabulary.gather(_lines([scores[row] for _, row in found]).to(base.device)))
-        weights.append(torch.tensor([answers[i].pulls[stream - 1].weight for i, _ in found], device=base.device))
-        everyone = len(found) == len(answers)
-        owners.append(None if everyone else torch.tensor([i for i, _ in found], device=base.device))
+        heard = {answer for answer in answers if any(row.stream == stream for row in answer.rows)}
+        if not heard:
+            continue
+        places = [place for answer in answers if answer in heard for place in _places(answer, stream, scores)]
+        guides.append(guide.vocabulary.gather(_lines(places).to(base.device)))
+        weights.append(torch.tensor([a.pulls[stream - 1].weight for a in spread if a in heard], device=base.device))
+        index = [i for i, answer in enumerate(spread) if answer in heard]
+        owners.append(None if len(index) == len(spread) else torch.tensor(index, device=base.device))
     return combine(base, guides, weights, owners)
 
 
-def _lines(places: Sequence[tuple[Tensor, int]]) -> Tensor:
+def draw_together(answers: Sequence[Answer]) -> list[list[int]]:
+    """Return the numbers of the answers in groups whose tokens can be drawn together."""
+    kinds: dict[tuple[float, ...], list[int]] = {}
+    for i, answer in enumerate(answers):
+        kinds.setdefault(_kind(answer.sampling), []).append(i)
+    return list(kinds.values())
+
+
+def _places(answer: Steered, stream: int, scores: Scores) -> list[Place]:
+    return scores[next(row for row in answer.rows if row.stream == stream)]
+
+
+def _lines(places: Sequence[Place]) -> Tensor:
     """Return the lines that lie at the given places, as a view where they follow each other."""
     logits, first = places[0]
     if all(tensor is logits and line == first + i for i, (tensor, line) in enumerate(places)):
@@ -91,10 +129,9 @@ def _kind(sampling: Sampling) -> tuple[float, ...]:
 def _choose(z: Tensor, answers: Sequence[Answer]) -> Tensor:
     sampling = answers[0].sampling
     masks = [answer.seen for answer in answers if answer.seen is not None]
+    found = [answer.uniforms.ahead(1)[0, 0] for answer in answers if answer.uniforms is not None]
     seen = torch.stack(masks) if masks else None
-    uniforms = None
-    if not sampling.is_greedy:
-        uniforms = torch.tensor([answer.uniform() for answer in answers], dtype=torch.float64, device=z.device)
+    uniforms = torch.stack(found).to(z.device) if found else None
     return choose(z, sampling, seen=seen, uniforms=uniforms)
 
 
@@ -102,9 +139,8 @@ def unusable(core: Core, z: Tensor, answer: Steered, scores: Scores) -> Numerica
     """Return the error that says why no token can be chosen from z', (V,), of an answer."""
     kind = "NaN" if bool(torch.isnan(z).any()) else "no finite best value"
     what = f"The logits hold {kind}, so no token can be chosen from them."
-    for row in answer.rows:
-        tensor, line = scores[row]
-        if bool(torch.isnan(tensor[line]).any()):
+    for row in answer.deciding:
+        if any(bool(torch.isnan(tensor[line]).any()) for tensor, line in scores[row]):
             who = f"guide {core.guides[row.stream - 1].name!r}" if row.stream else f"base {core.base.id!r}"
             return NumericalError(f"{what} They come from the {who}: try dtype='float32', and check its weights.")
     return NumericalError(

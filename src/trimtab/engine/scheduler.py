@@ -12,28 +12,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from trimtab.engine.answers import Answer, Core
+from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.lockstep import Batch
 from trimtab.engine.memory import MemoryPlan, plan_memory
 from trimtab.engine.pages import PageKey, PagePool, pages_for
 from trimtab.engine.readings import Reading
-from trimtab.engine.requests import Request, Row
-from trimtab.engine.sampler import sample
+from trimtab.engine.requests import DRAFT, Request, Row
+from trimtab.engine.sampler import Place, Scores, sample
 from trimtab.engine.spans import PAGE
+from trimtab.engine.speculation import CATCH_UP, Read, make_speculator
 from trimtab.errors import PromptTooLongError
-
-
-@dataclass(slots=True)
-class Read:
-    """What one step reads of one row: ``count`` tokens, with logits for the last ``keep``."""
-
-    row: Row
-    count: int
-    keep: int
 
 
 @dataclass
@@ -45,12 +35,16 @@ class Statistics:
         tokens_read: tokens that forwards read, of all streams.
         tokens_shared: tokens that were found in the cache instead.
         preemptions: how often a request gave up its pages to an older one.
+        drafted: tokens that were drafted.
+        kept: drafts that became part of an answer.
     """
 
     steps: int = 0
     tokens_read: int = 0
     tokens_shared: int = 0
     preemptions: int = 0
+    drafted: int = 0
+    kept: int = 0
 
 
 @dataclass
@@ -72,6 +66,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self.plan: MemoryPlan = plan_memory(self.core, self.config)
+        self._speculator = make_speculator(self.core, self.config, self.statistics)
         self._pools = [PagePool(max(0, pages - 1)) for pages in self.plan.pages]
         self._awaited: dict[PageKey, Request] = {}  # pages that a running request is about to fill
         for backbone, pages in zip(self.core.backbones, self.plan.pages, strict=True):
@@ -88,6 +83,8 @@ class Scheduler:
         Raises:
             PromptTooLongError: it does not fit the KV cache even alone.
         """
+        if self._speculator is not None and isinstance(request, Answer):
+            self._speculator.attach(request)
         need = [0] * len(self._pools)
         for row in request.rows:
             need[row.backbone] += pages_for(len(row.tokens) + tokens)
@@ -119,6 +116,7 @@ class Scheduler:
         for request in [r for r in [*self.waiting, *self.running] if r.cancelled]:
             self.remove(request)
         self._admit()
+        self._draft()
         reads, ready = self._plan_step()
         if not reads:
             return False
@@ -126,16 +124,32 @@ class Scheduler:
         if self.config.enable_prefix_caching:
             for request in self.running:
                 self._publish(request)
-        answers = [request for request in ready if isinstance(request, Answer)]
-        if answers:
-            sample(self.core, answers, scores)
-        for request in ready:
-            if isinstance(request, (Reading, Batch)):
-                request.take(scores)
+        self._decide(ready, scores)
         for request in ready:
             if request.finished:
                 self._release(request)
         return True
+
+    def _decide(self, ready: Sequence[Request], scores: Scores) -> None:
+        answers = [request for request in ready if isinstance(request, Answer)]
+        plain = [answer for answer in answers if not answer.ahead]
+        drafted = [answer for answer in answers if answer.ahead]
+        if plain:
+            sample(self.core, plain, scores)
+        if drafted and self._speculator is not None:
+            self._speculator.decide(drafted, scores)
+        for request in ready:
+            if isinstance(request, (Reading, Batch)):
+                request.take(scores)
+
+    def _draft(self) -> None:
+        """Draft, if so few answers are being written that it pays."""
+        if self._speculator is None or not 0 < len(self.running) <= self.config.speculate_up_to:
+            return
+        answers = [request for request in self.running if isinstance(request, Answer) and request.wanted]
+        self._speculator.draft(
+            answers, self._forward, lambda row, tokens: row.reserve(self._pools[row.backbone], tokens)
+        )
 
     def _admit(self) -> None:
         """Give pages to requests that wait, in their order, as far as there are some."""
@@ -161,6 +175,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        request.drop_ahead()
         self._release(request)
         self.waiting.appendleft(request)
         self.statistics.preemptions += 1
@@ -211,28 +226,33 @@ class Scheduler:
         for request in list(self.running):
             if not request.wanted or request not in self.running:
                 continue
-            if request.ahead == 0 and all(row.pending == 1 for row in request.rows):
-                request.look_ahead(budget // len(request.rows))
-                planned = [Read(row, row.pending, row.pending) for row in request.rows]
-                budget -= request.ahead * len(request.rows)
-            elif sum(row.pending for row in request.rows) <= budget:
-                planned = [Read(row, row.pending, 1 + request.ahead) for row in request.rows]
+            rows = request.deciding
+            if request.ahead == 0 and all(row.pending == 1 for row in rows):
+                request.look_ahead(budget // len(rows))
+                planned = [Read(row, row.pending, row.pending) for row in rows]
+                budget -= request.ahead * len(rows)
+            elif request.ahead or sum(row.pending for row in rows) <= budget:
+                planned = [Read(row, row.pending, min(row.pending, 1 + request.ahead)) for row in rows]
                 budget -= sum(read.count for read in planned)
             else:
-                planned = self._part(request, budget)
+                planned = self._part(rows, budget)
                 budget -= sum(read.count for read in planned)
+            for row in request.rows:
+                if row.stream == DRAFT and row.pending > CATCH_UP and budget > 0:
+                    planned.append(Read(row, min(row.pending - 1, budget), 0))
+                    budget -= planned[-1].count
             if self._reserve(request, planned):
                 reads.extend(planned)
-                if planned and planned[0].keep:
+                if any(read.keep for read in planned):
                     ready.append(request)
         return reads, ready
 
     @staticmethod
-    def _part(request: Request, budget: int) -> list[Read]:
-        """Return a part of a prompt. What logits are wanted for is kept back until all rows have come that far."""
+    def _part(rows: Sequence[Row], budget: int) -> list[Read]:
+        """Return a part of a prompt. The last token of each row is kept back until all rows have come that far."""
         planned: list[Read] = []
-        for row in request.rows:
-            count = min(row.pending - 1 - request.ahead, budget)
+        for row in rows:
+            count = min(row.pending - 1, budget)
             if count > 0:
                 planned.append(Read(row, count, 0))
                 budget -= count
@@ -259,21 +279,22 @@ class Scheduler:
         for key in [key for key, owner in self._awaited.items() if owner is request]:
             del self._awaited[key]
 
-    def _forward(self, reads: Sequence[Read]) -> dict[Row, tuple[Tensor, int]]:
+    def _forward(self, reads: Sequence[Read]) -> dict[Row, list[Place]]:
         """Run what is to be read, one forward a backbone; return where each row's logits lie."""
-        scores: dict[Row, tuple[Tensor, int]] = {}
+        scores: dict[Row, list[Place]] = {}
         self.statistics.steps += 1
+        started: list[tuple[list[Read], Pending]] = []
         for number, backbone in enumerate(self.core.backbones):
             mine = [read for read in reads if read.row.backbone == number]
-            if not mine:
-                continue
-            mine.sort(key=lambda read: -1 if read.row.slot is None else read.row.slot)
-            with torch.inference_mode():
-                logits = backbone.run([read.row.span(read.count, read.keep) for read in mine])
+            if mine:
+                mine.sort(key=lambda read: -1 if read.row.slot is None else read.row.slot)
+                started.append((mine, backbone.run_async([read.row.span(read.count, read.keep) for read in mine])))
+        for mine, pending in started:
+            logits = pending.result()
             line = 0
             for read in mine:
                 if read.keep:
-                    scores[read.row] = (logits, line)
+                    scores[read.row] = [(logits, line + i) for i in range(read.keep)]
                     line += read.keep
                 read.row.read += read.count
                 self.statistics.tokens_read += read.count

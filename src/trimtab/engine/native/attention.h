@@ -16,12 +16,16 @@ constexpr long BLOCK_PAGES = 16;
 constexpr long BLOCK = PAGE * BLOCK_PAGES;
 constexpr long QUERIES = 32;  // queries of one task: heads that share keys, times tokens
 
-// Some tokens of one span, the heads of one key head, and the blocks [first, last).
+// Some tokens of one span, what shares the key heads [head, head + heads), and the blocks [first, last). A task that
+// takes all heads reads whole pages, one after the other, at twice the speed. Queries are in the order of key heads,
+// then tokens, then what shares the key head.
 struct AttentionTask {
-    long token, tokens, position, head, first, last;
+    long token, tokens, position, head, heads, first, last;
     const int32_t* pages;
     float* partial;  // where the blocks' results go, to be merged by another task; null where this task merges
-    long room;       // where `partial` is, in floats
+    long room;       // where `partial` is, in floats; -1 for none
+
+    long queries(long shared) const { return heads * tokens * shared; }
 };
 
 struct AttentionScratch {
@@ -190,10 +194,10 @@ static void weigh(const Model& m, const AttentionTask& task, long window, long f
                   const AttentionScratch& s) {
     const vec count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const long stride = result_size(m), padded = padded_dim(m);
-    for (long q = 0; q < task.tokens * shared; q++) {
+    for (long q = 0; q < task.queries(shared); q++) {
         float *row = s.scores + q * BLOCK, *result = s.sum + q * stride + padded;
         T* weights = (T*)s.weights + q * BLOCK;
-        long position = task.position + q / shared, lowest = window ? position - window + 1 : 0;
+        long position = task.position + q / shared % task.tokens, lowest = window ? position - window + 1 : 0;
         vec top = all(-INFINITY);
         for (long p = 0; p < pages; p++) {
             long start = (first + p) * PAGE;
@@ -226,29 +230,35 @@ static void attend_block(const Model& m, const Layer& layer, const AttentionTask
     typedef typename Arithmetic<C>::Number T;
     constexpr long STEP = Arithmetic<C>::STEP;
     const long d = m.head_dim, padded = padded_dim(m), stride = result_size(m), shared = m.heads / m.kv_heads;
-    const long queries = task.tokens * shared, end = task.position + task.tokens;  // positions written so far
+    const long each = task.tokens * shared, queries = task.heads * each;
+    const long end = task.position + task.tokens;  // positions written so far
     const long lowest = layer.window ? most(0, task.position - layer.window + 1) : 0;
     const long first = most(block * BLOCK_PAGES, lowest / PAGE);
     const long pages = least((block + 1) * BLOCK_PAGES, (end - 1) / PAGE + 1) - first;
     const long page_size = PAGE * d;
     T* turned = (T*)s.page;
-    for (long p = 0; p < pages; p++) {
-        const C* keys = (const C*)layer.keys + ((long)task.pages[first + p] * m.kv_heads + task.head) * page_size;
-        turn_keys(keys, d, turned);
-        by_fours(queries, [&](long q, auto n) {
-            score_page<T, STEP, n>(turned, (const T*)s.queries + q * d, d, s.scores + q * BLOCK + p * PAGE);
-        });
-    }
+    auto page_of = [&](const void* cache, long p, long head) {
+        return (const C*)cache + ((long)task.pages[first + p] * m.kv_heads + task.head + head) * page_size;
+    };
+    for (long p = 0; p < pages; p++)
+        for (long head = 0; head < task.heads; head++) {
+            turn_keys(page_of(layer.keys, p, head), d, turned);
+            by_fours(each, [&](long i, auto n) {
+                const long q = head * each + i;
+                score_page<T, STEP, n>(turned, (const T*)s.queries + q * d, d, s.scores + q * BLOCK + p * PAGE);
+            });
+        }
     for (long q = 0; q < queries; q++) memset(s.sum + q * stride, 0, sizeof(float) * stride);
     weigh<T>(m, task, layer.window, first, pages, shared, s);
-    for (long p = 0; p < pages; p++) {
-        const C* values = (const C*)layer.values + ((long)task.pages[first + p] * m.kv_heads + task.head) * page_size;
-        turn_values(values, d, padded, end - (first + p) * PAGE, turned);
-        by_fours(queries, [&](long q, auto n) {
-            add_all_values<T, STEP, n>(turned, (const T*)s.weights + q * BLOCK + p * PAGE, padded, s.sum + q * stride,
-                                       stride);
-        });
-    }
+    for (long p = 0; p < pages; p++)
+        for (long head = 0; head < task.heads; head++) {
+            turn_values(page_of(layer.values, p, head), d, padded, end - (first + p) * PAGE, turned);
+            by_fours(each, [&](long i, auto n) {
+                const long q = head * each + i;
+                add_all_values<T, STEP, n>(turned, (const T*)s.weights + q * BLOCK + p * PAGE, padded,
+                                           s.sum + q * stride, stride);
+            });
+        }
 }
 
 // One more block into a query's running result.
@@ -270,8 +280,8 @@ static inline void merge(const Model& m, float* out, const float* block) {
 // A query's result, divided by its sum, into the input of the next layer.
 static inline void finish(const Model& m, const AttentionTask& task, long q, const float* out, const Inputs& to) {
     const long shared = m.heads / m.kv_heads, d = m.head_dim, padded = padded_dim(m);
-    char* row = to.row(task.token + q / shared);
-    long column = (task.head * shared + q % shared) * d;
+    char* row = to.row(task.token + q / shared % task.tokens);
+    long column = ((task.head + q / (shared * task.tokens)) * shared + q % shared) * d;
     float inverse = 1.0f / out[padded + 1];
     for (long j = 0; j < d; j += LANES) put_input_part(row, column + j, load(out + j) * inverse, d - j, to.half);
 }
@@ -280,19 +290,21 @@ template <class C>
 static void load_queries(const Model& m, const AttentionTask& task, const float* q, long q_stride, char* to) {
     typedef typename Arithmetic<C>::Number T;
     const long shared = m.heads / m.kv_heads, width = shared * m.head_dim;
-    for (long t = 0; t < task.tokens; t++)
+    for (long i = 0; i < task.heads * task.tokens; i++) {
+        const float* row = q + (task.token + i % task.tokens) * q_stride + (task.head + i / task.tokens) * width;
         for (long j = 0; j < width; j += LANES) {
-            vec v = load_part(q + (task.token + t) * q_stride + task.head * width + j, width - j);
+            vec v = load_part(row + j, width - j);
             if (sizeof(C) == 2) v = rounded(v);
-            store_part((T*)to + t * width + j, v, width - j);
+            store_part((T*)to + i * width + j, v, width - j);
         }
+    }
 }
 
 // `q`: (tokens, heads · D) floats after RoPE.
 template <class C>
 static void attend(const Model& m, const Layer& layer, const AttentionTask& task, const float* q, long q_stride,
                    const AttentionScratch& s, const Inputs& to) {
-    const long queries = task.tokens * (m.heads / m.kv_heads), stride = result_size(m), padded = padded_dim(m);
+    const long queries = task.queries(m.heads / m.kv_heads), stride = result_size(m), padded = padded_dim(m);
     const long lowest = layer.window ? most(0, task.position - layer.window + 1) / BLOCK : 0;
     load_queries<C>(m, task, q, q_stride, s.queries);
     for (long i = 0; i < queries; i++) s.out[i * stride + padded] = -INFINITY;
@@ -309,7 +321,7 @@ static void attend(const Model& m, const Layer& layer, const AttentionTask& task
 
 // What the tasks of one block each have left, merged in the order of the blocks.
 static void merge_blocks(const Model& m, const AttentionTask& task, const AttentionScratch& s, const Inputs& to) {
-    const long queries = task.tokens * (m.heads / m.kv_heads), stride = result_size(m), padded = padded_dim(m);
+    const long queries = task.queries(m.heads / m.kv_heads), stride = result_size(m), padded = padded_dim(m);
     for (long i = 0; i < queries; i++) {
         float* out = s.out + i * stride;
         out[padded] = -INFINITY;

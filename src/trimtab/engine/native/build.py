@@ -131,6 +131,8 @@ class Library:
         self.forward.restype, self.forward.argtypes = None, [pointer, pointer, pointer]
         self.sizes = dll.trimtab_sizes
         self.sizes.restype, self.sizes.argtypes = None, [pointer]
+        self.product = dll.trimtab_product
+        self.product.restype, self.product.argtypes = None, [pointer, pointer, ctypes.c_int64, pointer]
         dll.trimtab_arithmetic.restype = ctypes.c_char_p
         self.arithmetic: str = dll.trimtab_arithmetic().decode()
 

@@ -232,6 +232,17 @@ void* trimtab_workspace(void* parallel, void* threads, void* thread) {
 
 void trimtab_free(void* space) { delete (Workspace*)space; }
 
+// One linear layer on one thread, for measuring: rows of x are d_in numbers of the weight's dtype, y is (rows, d_out).
+void trimtab_product(const Linear* linear, void* x, int64_t rows, float* y) {
+    const bool half = linear->kind != W_F32;
+    const long d_in = linear->d_in, d_out = linear->d_out;
+    const Inputs inputs = {x, d_in * (half ? (long)sizeof(Input) : 4), half};
+    static thread_local Buffer decoded;
+    char* space = decoded.need((size_t)(ROWS * 4 * round_up(d_in, 32)));
+    for (long o = 0; o < d_out; o += CHUNK)
+        product(*linear, inputs, 0, rows, o, least(o + CHUNK, d_out), y + o, d_out, space);
+}
+
 void trimtab_forward(void* space, const Model* model, const Batch* batch) {
     Workspace& w = *(Workspace*)space;
     Step step(*model, *batch, w);

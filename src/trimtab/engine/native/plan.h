@@ -31,37 +31,39 @@ inline void Step::extend(std::vector<Run>& runs, long slot, long from, long n) {
 }
 
 inline void Step::plan_attention() {
-    const long shared = m.heads / m.kv_heads, tile = most(1, QUERIES / shared);
-    long units = 0;
-    for (long s = 0; s < batch.spans; s++) units += (batch.counts[s] + tile - 1) / tile * m.kv_heads;
-    // Few long rows are dealt out by blocks of positions; what is summed stays the same.
-    const bool few = w.team.size > 1 && units < 4 * w.team.size;
-    w.tasks.clear(), w.merges.clear();
-    size_t room = 0;
-    long t = 0;
-    for (long s = 0; s < batch.spans; t += batch.counts[s], s++)
+    const long shared = m.heads / m.kv_heads, tile = most(1, QUERIES / shared), enough = 4 * w.team.size;
+    long tiles = 0, blocks = 0, t = 0, room = 0;
+    for (long s = 0; s < batch.spans; s++)
         for (long i = 0; i < batch.counts[s]; i += tile)
-            for (long head = 0; head < m.kv_heads; head++) {
-                long n = least(tile, batch.counts[s] - i), position = batch.starts[s] + i;
-                AttentionTask task = {t + i, n, position, head, 0, (position + n - 1) / BLOCK + 1,
-                                      batch.pages + batch.first_page[s], nullptr};
-                if (!few || task.last == 1) {
+            tiles++, blocks += (batch.starts[s] + least(i + tile, batch.counts[s]) - 1) / BLOCK + 1;
+    // Few long rows are dealt out by blocks of positions, and fewer still by heads; what is summed stays the same.
+    const bool split = w.team.size > 1 && tiles < enough, by_head = split && blocks < enough;
+    w.tasks.clear(), w.merges.clear();
+    for (long s = 0; s < batch.spans; t += batch.counts[s], s++)
+        for (long i = 0; i < batch.counts[s]; i += tile) {
+            const long n = least(tile, batch.counts[s] - i), position = batch.starts[s] + i;
+            const long heads = by_head ? 1 : most(1, QUERIES / (n * shared));
+            for (long head = 0; head < m.kv_heads; head += heads) {
+                AttentionTask task = {t + i, n, position, head, least(heads, m.kv_heads - head), 0,
+                                      (position + n - 1) / BLOCK + 1, batch.pages + batch.first_page[s], nullptr, -1};
+                if (!split || task.last == 1) {
                     w.tasks.push_back(task);
                     continue;
                 }
-                long size = n * shared * result_size(m);
-                task.room = (long)room;
+                task.room = room;
                 w.merges.push_back(task);
-                for (long block = 0; block < task.last; block++, room += size) {
+                for (long block = 0; block < task.last; block++) {
                     AttentionTask part = task;
-                    part.room = (long)room, part.first = block, part.last = block + 1;
-                    part.partial = (float*)1;  // set below, when all is counted
+                    part.room = room, part.first = block;
                     w.tasks.push_back(part);
+                    w.tasks.back().last = block + 1;
+                    room += task.queries(shared) * result_size(m);
                 }
             }
-    float* partial = w.partial.floats((long)room);
+        }
+    float* partial = w.partial.floats(room);
     for (auto& task : w.tasks)
-        if (task.partial) task.partial = partial + task.room;
+        if (task.room >= 0) task.partial = partial + task.room;
     for (auto& task : w.merges) task.partial = partial + task.room;
 }
 

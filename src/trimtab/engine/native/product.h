@@ -124,13 +124,14 @@ static inline long row_bytes(const Linear& w) {
 
 // ---- the product -------------------------------------------------------------------------------------------------
 
+constexpr long AHEAD = 8192;      // bytes of weights to fetch ahead, at least
 constexpr long TOKEN_BLOCK = 96;  // tokens for which a tile of rows stays in the first cache
 
-static inline Fetch fetch_of(long part, long parts) {
-    if (parts == 1) return ALL;
-    if (parts == 2) return part ? ROWS23 : ROWS01;
-    if (parts == 3) return part == 0 ? ROWS01 : part == 1 ? ROW2 : ROW3;
-    return part < 4 ? (Fetch)(ROW0 + part) : NONE;
+// Rows' worth of weights that one of `parts` groups of tokens fetches ahead; 4 in all.
+static inline int lines_ahead(long part, long parts) {
+    if (parts == 1) return 4;
+    if (parts == 2 || (parts == 3 && part == 0)) return 2;
+    return part < 4;
 }
 
 // y[t][o - from] of tokens [t0, t1) and outputs [from, to); `rows` holds 4 decoded rows. y has room for a multiple of
@@ -149,26 +150,29 @@ static void product(const Linear& w, const Inputs& x, long t0, long t1, long fro
     for (long b0 = t0; b0 < t1; b0 += TOKEN_BLOCK) {
         long b1 = least(b0 + TOKEN_BLOCK, t1), parts = (b1 - b0 + TOKENS - 1) / TOKENS;
         for (long o = from; o < to; o += ROWS) {
+            // In the order of addresses: row by row would be four streams, at half the speed.
+            const char* ahead = (const char*)w.weight + o * size + most(AHEAD, ROWS * size);
             for (long r = 0; r < ROWS; r++) {
-                const char* row = (const char*)w.weight + least(o + r, last) * size;
-                const char* next = (const char*)w.weight + least(o + ROWS + r, last) * size;
-                tile.next[r] = next;
-                tile.w[r] = row;
+                const long row = least(o + r, last);
+                tile.w[r] = (const char*)w.weight + row * size;
                 if (!quantised) continue;
-                for (long i = 0; i < size; i += 64) prefetch(next + i);
+                for (long i = 0; i < size; i += 64) prefetch(ahead + r * size + i);
                 char* out = rows + r * padded * item;
                 if (as_half)
-                    decode(w, least(o + r, last), (Input*)out);
+                    decode(w, row, (Input*)out);
                 else
-                    decode(w, least(o + r, last), (float*)out);
+                    decode(w, row, (float*)out);
                 tile.w[r] = out;
             }
             long t = b0;
             for (long part = 0; part < parts; part++) {
                 long n = (b1 - t + parts - part - 1) / (parts - part);
+                const int lines = quantised ? 0 : lines_ahead(part, parts);
                 tile.x = x.row(t);
                 tile.y = y + (t - t0) * y_stride + (o - from);
-                table[n][quantised ? NONE : fetch_of(part, parts)](tile);
+                tile.ahead = ahead;
+                table[n][lines == 4 ? 3 : lines](tile);
+                ahead += lines * size;
                 t += n;
             }
         }

@@ -12,7 +12,7 @@ constexpr long ROWS = 4;
 
 struct Tile {
     const void* w[ROWS];     // the rows
-    const void* next[ROWS];  // the rows of the next tile, fetched meanwhile
+    const char* ahead;  // weights that come soon, fetched meanwhile
     const void* x;           // (T, ·) inputs, zeros from k on to a multiple of 32
     long x_bytes;            // from one token to the next
     long k;                  // inputs
@@ -57,7 +57,7 @@ constexpr long TOKENS = 2;
 #endif
 
 #ifdef TT_DOT
-template <int T, int FIRST, int LAST>
+template <int T, int LINES>
 static void dot_pairs(const Tile& tile) {
     const bf16 *w0 = (const bf16*)tile.w[0], *w1 = (const bf16*)tile.w[1], *w2 = (const bf16*)tile.w[2],
                *w3 = (const bf16*)tile.w[3];
@@ -78,10 +78,12 @@ static void dot_pairs(const Tile& tile) {
             acc[t][3] = _mm512_dpbf16_ps(acc[t][3], (__m512bh)d, in);
         }
     };
+    const char* ahead = tile.ahead;
     long i = 0;
     for (; i + 32 <= k; i += 32) {
 #pragma GCC unroll 4
-        for (int r = FIRST; r < LAST; r++) prefetch((const bf16*)tile.next[r] + i);
+        for (int r = 0; r < LINES; r++) prefetch(ahead + 64 * r);
+        ahead += 64 * LINES;
         step(i, _mm512_loadu_si512(w0 + i), _mm512_loadu_si512(w1 + i), _mm512_loadu_si512(w2 + i),
              _mm512_loadu_si512(w3 + i));
     }
@@ -120,7 +122,7 @@ static inline lanes wide(const bf16* p) {
 #endif
 }
 
-template <class W, int T, int FIRST, int LAST>
+template <class W, int T, int LINES>
 static void dot_floats(const Tile& tile) {
     const long stride = tile.x_bytes / (long)sizeof(float), k = tile.k;
     const float* x = (const float*)tile.x;
@@ -136,10 +138,12 @@ static void dot_floats(const Tile& tile) {
         }
     };
     const W *w0 = (const W*)tile.w[0], *w1 = (const W*)tile.w[1], *w2 = (const W*)tile.w[2], *w3 = (const W*)tile.w[3];
+    const char* ahead = tile.ahead;
     long i = 0;
     for (; i + WIDTH <= k; i += WIDTH) {
 #pragma GCC unroll 4
-        for (int r = FIRST; r < LAST; r++) prefetch((const W*)tile.next[r] + i);
+        for (int r = 0; r < LINES; r++) prefetch(ahead + 64 * r);
+        ahead += 64 * LINES;
         step(i, wide(w0 + i), wide(w1 + i), wide(w2 + i), wide(w3 + i));
     }
     if (i < k) {
@@ -167,38 +171,34 @@ static void dot_floats(const Tile& tile) {
 
 typedef void (*TileKernel)(const Tile&);
 
-// Kernels by tokens and by which rows of the next tile they fetch.
-enum Fetch { NONE = 0, ALL = 1, ROW0 = 2, ROW1 = 3, ROW2 = 4, ROW3 = 5, ROWS01 = 6, ROWS23 = 7, FETCHES = 8 };
+// Kernels by tokens, and by how many cache lines they fetch ahead at each step.
+constexpr int FETCHES = 4;  // 0, 1, 2 and 4 lines
 
-template <template <int, int, int> class Kernel, int T>
+template <template <int, int> class Kernel, int T>
 static void fill(TileKernel (&table)[TOKENS + 1][FETCHES]) {
-    table[T][NONE] = Kernel<T, 0, 0>::run;
-    table[T][ALL] = Kernel<T, 0, 4>::run;
-    table[T][ROW0] = Kernel<T, 0, 1>::run;
-    table[T][ROW1] = Kernel<T, 1, 2>::run;
-    table[T][ROW2] = Kernel<T, 2, 3>::run;
-    table[T][ROW3] = Kernel<T, 3, 4>::run;
-    table[T][ROWS01] = Kernel<T, 0, 2>::run;
-    table[T][ROWS23] = Kernel<T, 2, 4>::run;
+    table[T][0] = Kernel<T, 0>::run;
+    table[T][1] = Kernel<T, 1>::run;
+    table[T][2] = Kernel<T, 2>::run;
+    table[T][3] = Kernel<T, 4>::run;
     if constexpr (T > 1) fill<Kernel, T - 1>(table);
 }
 
-template <template <int, int, int> class Kernel>
+template <template <int, int> class Kernel>
 struct Kernels {
     TileKernel table[TOKENS + 1][FETCHES];
     Kernels() { fill<Kernel, TOKENS>(table); }
 };
 
-template <int T, int FIRST, int LAST>
+template <int T, int LINES>
 struct FloatKernel {
-    static void run(const Tile& tile) { dot_floats<float, T, FIRST, LAST>(tile); }
+    static void run(const Tile& tile) { dot_floats<float, T, LINES>(tile); }
 };
-template <int T, int FIRST, int LAST>
+template <int T, int LINES>
 struct HalfKernel {
 #ifdef TT_DOT
-    static void run(const Tile& tile) { dot_pairs<T, FIRST, LAST>(tile); }
+    static void run(const Tile& tile) { dot_pairs<T, LINES>(tile); }
 #else
-    static void run(const Tile& tile) { dot_floats<bf16, T, FIRST, LAST>(tile); }
+    static void run(const Tile& tile) { dot_floats<bf16, T, LINES>(tile); }
 #endif
 };
 

@@ -1,0 +1,1 @@
+"""The pieces of ``bench/engine.py``: models and guides, the ways to write text, timing, memory, tables."""
