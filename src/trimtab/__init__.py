@@ -10,6 +10,7 @@ from trimtab._version import __version__
 if TYPE_CHECKING:
     from trimtab.decoding.config import Sampling
     from trimtab.engine import Engine, Generation, Guidance, Score, Stream, load
+    from trimtab.engine.custom_generate import custom_generate
     from trimtab.errors import TrimtabError
     from trimtab.rewards.fit_report import PreferenceFit
     from trimtab.rewards.fitting import fit
@@ -28,6 +29,7 @@ _HOMES = {
     "TrainConfig": "trimtab.training",
     "TrainResult": "trimtab.training",
     "TrimtabError": "trimtab.errors",
+    "custom_generate": "trimtab.engine.custom_generate",
     "fit": "trimtab.rewards.fitting",
     "load": "trimtab.engine",
     "train": "trimtab.training",
@@ -45,6 +47,7 @@ __all__ = [
     "TrainResult",
     "TrimtabError",
     "__version__",
+    "custom_generate",
     "fit",
     "load",
     "train",

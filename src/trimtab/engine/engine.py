@@ -119,6 +119,11 @@ class Engine:
         """What it has done so far."""
         return self._driver.scheduler.statistics
 
+    @property
+    def parts(self) -> tuple[Core, Driver]:
+        """What other loops than its own are built from: what is loaded, and what does the steps."""
+        return self._core, self._driver
+
     def generate(
         self,
         prompts: Prompts,

@@ -30,6 +30,8 @@ def lay_side_by_side(model: nn.Module) -> None:
             layers: list[Any] = [getattr(parent, name, None) for name in names]
             if not all(type(layer) is nn.Linear and type(layer.weight) is nn.Parameter for layer in layers):
                 continue
+            if _together([layer.weight.data for layer in layers]) is not None:
+                continue  # another engine on this model reads them where they are
             if len({(layer.weight.dtype, layer.weight.device) for layer in layers}) == 1:
                 together = torch.cat([layer.weight.detach() for layer in layers])
                 parts = together.split([layer.weight.shape[0] for layer in layers])

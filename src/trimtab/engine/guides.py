@@ -109,7 +109,7 @@ class Guide:
         own = token if index is None else int(index[token])
         if own < 0:
             raise GuidanceError(
-                f"The answer holds token {token}, which the guide {self.name!r} does not know: it cannot score it."
+                f"The text holds token {token}, which the guide {self.name!r} does not know: it cannot score it."
             )
         return own
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from trimtab.decoding.config import Sampling
 from trimtab.decoding.rules import combine
 from trimtab.decoding.sampling import choose
 from trimtab.engine.answers import Answer, Core
+from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import BASE, DRAFT, Row
 from trimtab.errors import NumericalError
 
@@ -18,6 +20,22 @@ Place = tuple[Tensor, int]
 """Logits of a forward, and a line of them."""
 Scores = Mapping[Row, list[Place]]
 """Row → where the logits of each of its last positions lie."""
+
+
+class Steered(Protocol):
+    """An answer as far as the logits of its next tokens go; :class:`Answer` says what each attribute is."""
+
+    @property
+    def rows(self) -> Sequence[Row]: ...  # noqa: D102
+
+    @property
+    def deciding(self) -> Sequence[Row]: ...  # noqa: D102
+
+    @property
+    def pulls(self) -> Sequence[Pull]: ...  # noqa: D102
+
+    @property
+    def ahead(self) -> int: ...  # noqa: D102
 
 
 def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
@@ -39,7 +57,7 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
         if good:
             answers[i].take([int(token)])
         else:
-            answers[i].error = _unusable(core, z[i], answers[i], scores)
+            answers[i].error = unusable(core, z[i], answers[i], scores)
 
 
 def take_usable(core: Core, answer: Answer, z: Tensor, tokens: Sequence[int], scores: Scores) -> None:
@@ -48,10 +66,10 @@ def take_usable(core: Core, answer: Answer, z: Tensor, tokens: Sequence[int], sc
     if bool(usable.all()):
         answer.take(tokens)
     else:
-        answer.error = _unusable(core, z[~usable][0], answer, scores)
+        answer.error = unusable(core, z[~usable][0], answer, scores)
 
 
-def combined(core: Core, answers: Sequence[Answer], scores: Scores, *, head: int = BASE) -> Tensor:
+def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: int = BASE) -> Tensor:
     """Return z', (N, V) float32: the logits that tokens are drawn from at N positions, answer after answer.
 
     Args:
@@ -90,7 +108,7 @@ def draw_together(answers: Sequence[Answer]) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _places(answer: Answer, stream: int, scores: Scores) -> list[Place]:
+def _places(answer: Steered, stream: int, scores: Scores) -> list[Place]:
     return scores[next(row for row in answer.rows if row.stream == stream)]
 
 
@@ -117,7 +135,8 @@ def _choose(z: Tensor, answers: Sequence[Answer]) -> Tensor:
     return choose(z, sampling, seen=seen, uniforms=uniforms)
 
 
-def _unusable(core: Core, z: Tensor, answer: Answer, scores: Scores) -> NumericalError:
+def unusable(core: Core, z: Tensor, answer: Steered, scores: Scores) -> NumericalError:
+    """Return the error that says why no token can be chosen from z', (V,), of an answer."""
     kind = "NaN" if bool(torch.isnan(z).any()) else "no finite best value"
     what = f"The logits hold {kind}, so no token can be chosen from them."
     for row in answer.deciding:

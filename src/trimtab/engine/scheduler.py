@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.lockstep import Batch
 from trimtab.engine.memory import MemoryPlan, plan_memory
 from trimtab.engine.pages import PageKey, PagePool, pages_for
 from trimtab.engine.readings import Reading
@@ -138,7 +139,7 @@ class Scheduler:
         if drafted and self._speculator is not None:
             self._speculator.decide(drafted, scores)
         for request in ready:
-            if isinstance(request, Reading):
+            if isinstance(request, (Reading, Batch)):
                 request.take(scores)
 
     def _draft(self) -> None:
