@@ -9,7 +9,7 @@ from trimtab._version import __version__
 
 if TYPE_CHECKING:
     from trimtab.decoding.config import Sampling
-    from trimtab.engine import Engine, Generation, Guidance, Score, Stream, load
+    from trimtab.engine import Engine, EngineConfig, Generation, Guidance, Score, Stream, load
     from trimtab.engine.custom_generate import custom_generate
     from trimtab.errors import TrimtabError
     from trimtab.rewards.fit_report import PreferenceFit
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # `import trimtab` must not.
 _HOMES = {
     "Engine": "trimtab.engine",
+    "EngineConfig": "trimtab.engine",
     "Generation": "trimtab.engine",
     "Guidance": "trimtab.engine",
     "PreferenceFit": "trimtab.rewards.fit_report",
@@ -37,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "Engine",
+    "EngineConfig",
     "Generation",
     "Guidance",
     "PreferenceFit",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from trimtab.cli.console import note
 from trimtab.cli.quiet import quiet_libraries
+from trimtab.engine.config import EngineConfig
 from trimtab.errors import GuidanceError
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from trimtab.engine.guides import Guide
 
 
-class SteeringOptions(BaseModel):
-    """The model and its guides."""
+class SteeringOptions(EngineConfig):
+    """The model and its guides, and how the engine runs them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +38,9 @@ class SteeringOptions(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or another torch device.")
     quantization: str | None = Field(
         None, description="int8 (nearly exact) or int4 (small models suffer): weights that are faster to read."
+    )
+    guide_quantization: str | None = Field(
+        "auto", description="The same for models that guides bring along, and one that drafts; auto: as the base."
     )
 
 
@@ -93,6 +97,8 @@ def load_engine(options: SteeringOptions) -> Engine:
             dtype=options.dtype,
             device=options.device,
             quantization=options.quantization,
+            guide_quantization=options.guide_quantization,
+            config={name: getattr(options, name) for name in EngineConfig.model_fields},
         )
     if not options.guide:
         note(f"No --guide: this is the plain base {options.base!r}.")

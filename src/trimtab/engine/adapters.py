@@ -202,6 +202,7 @@ class RowAdapters:
         self._model = model
         self._layers: dict[str, dict[int, Delta]] = {}
         self._handles: list[Any] = []
+        self._hooked: set[str] = set()
         self._slots = 0
         self._slices: tuple[RowSlice, ...] = ()
 
@@ -219,11 +220,7 @@ class RowAdapters:
         slot = self._slots
         self._slots += 1
         for name, delta in deltas.items():
-            if name not in self._layers:
-                self._layers[name] = {}
-                hook = self._hook(self._layers[name])
-                self._handles.append(self._model.get_submodule(name).register_forward_hook(hook))
-            self._layers[name][slot] = delta
+            self._layers.setdefault(name, {})[slot] = delta
         return slot
 
     def delta(self, name: str, slot: int) -> Delta | None:
@@ -231,14 +228,21 @@ class RowAdapters:
         return self._layers.get(name, {}).get(slot)
 
     def use(self, slices: Sequence[RowSlice]) -> None:
-        """Set which rows of the coming forwards use which slot."""
+        """Set which rows of the coming forwards of the model itself use which slot."""
         self._slices = tuple(slices)
+        if slices and len(self._hooked) < len(self._layers):
+            # Only now: the fast forwards read the deltas themselves, and then the model stays as it was loaded.
+            for name in [name for name in self._layers if name not in self._hooked]:
+                hook = self._hook(self._layers[name])
+                self._handles.append(self._model.get_submodule(name).register_forward_hook(hook))
+                self._hooked.add(name)
 
     def remove(self) -> None:
         """Take every hook off the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooked.clear()
         self._layers.clear()
 
     def _hook(self, deltas: dict[int, Delta]) -> Any:
