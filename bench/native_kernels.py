@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from engine.decoders import cache_for, llama_shape, quantized, replace_weights
-
 from trimtab.engine import native
 from trimtab.engine.adapters import Delta, RowAdapters
+from trimtab.engine.families import read_shape
+from trimtab.engine.kv_cache import KVCache, KVShape
 from trimtab.engine.native.build import library
 from trimtab.engine.native.layout import CLinear
+from trimtab.engine.shape import Shape
 from trimtab.engine.spans import PAGE, Span
 from trimtab.models import load_base
+from trimtab.models.quantized import QuantizedLinear, QuantizedWeight
 
-BYTES = {"bf16": 2, "fp32": 4, "int8": 1, "int4": 0.75}
 
-
-def least(run, repeats, clock):
+def least(run: Any, repeats: int, clock: Any) -> float:
     run()
     times = []
     for _ in range(repeats):
@@ -42,35 +39,42 @@ def least(run, repeats, clock):
     return min(times)
 
 
-def shape_in(form, model):
-    shape = llama_shape(model.to(torch.float32 if form == "fp32" else torch.bfloat16))
-    if form == "int8":
-        return replace_weights(shape, lambda w: quantized(w, 8, w.shape[1], minima=False))
-    return replace_weights(shape, lambda w: quantized(w, 4, 32, minima=True)) if form == "int4" else shape
+def load_in(form: str) -> Any:
+    dtype = "float32" if form == "fp32" else "bfloat16"
+    return load_base("smollm2", dtype=dtype, quantization=form if form.startswith("int") else None).model
 
 
-def lora(model, rank=8):
-    def factors(layer):
-        dtype = layer.weight.dtype
+def lora(model: Any, rank: int = 8) -> dict[str, Delta]:
+    def factors(layer: Any) -> Delta:
         a, b = torch.randn(layer.in_features, rank), torch.randn(rank, layer.out_features)
-        return Delta((0.01 * a).to(dtype), (0.01 * b).to(dtype), None)
+        return Delta((0.01 * a).to(model.dtype), (0.01 * b).to(model.dtype), None)
 
-    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
-    return {name: factors(layer) for name, layer in linears}
+    linears = (torch.nn.Linear, QuantizedLinear)
+    return {n: factors(m) for n, m in model.named_modules() if isinstance(m, linears) and n != "lm_head"}
 
 
-def steps(model, form, threads, context, repeats):
-    shape = shape_in(form, model)
+def read_a_step(shape: Shape) -> int:
+    """Return the bytes of the weights that one token needs; of the embedding it needs one row."""
+    layers = [
+        w for layer in shape.layers for w in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+    ]
+    weights = [linear.weight for linear in (*layers, shape.head)]
+    return sum(w.nbytes if isinstance(w, QuantizedWeight) else w.numel() * w.element_size() for w in weights)
+
+
+def steps(model: Any, form: str, threads: list[int], context: int, repeats: int) -> None:
+    shape = read_shape(model)
     per_row = context // PAGE + 2
-    cache = cache_for(shape, 1 + 32 * per_row)
+    sizes = [KVShape(shape.kv_heads, shape.head_dim, shape.head_dim)] * len(shape.layers)
+    cache = KVCache(sizes, 1 + 32 * per_row, dtype=shape.dtype, device=torch.device("cpu"))
     for tensor in (*cache.keys, *cache.values):
         tensor.normal_()
     adapters = RowAdapters(model)
     adapters.add(lora(model))
     forward = native.NativeForward(shape, cache, adapters)
     adapters.remove = lambda: None
-    weights = sum(p.numel() for p in model.parameters()) * BYTES[form]
-    block = torch.zeros(int(weights) // 8, dtype=torch.int64)
+    weights = read_a_step(shape)
+    block = torch.ones(int(weights) // 8, dtype=torch.int64)  # zeros would be one page of memory, over and over
     for count in threads:
         torch.set_num_threads(count)
         clock = time.thread_time if count == 1 else time.perf_counter
@@ -92,11 +96,11 @@ def steps(model, form, threads, context, repeats):
             )
         table = np.arange(1, 1 + 512 // PAGE, dtype=np.int32)
         prompt = [Span(list(range(100, 356)), 0, table)]
-        took = least(lambda: forward(prompt), 3, clock)
+        took = least(lambda prompt=prompt: forward(prompt), 3, clock)
         print(f"  prefill of 256: {1e3 * took:.0f} ms, {256 / took:.0f} tok/s")
 
 
-def products(repeats):
+def products(repeats: int) -> None:
     """One thread, bf16, weights from memory: 64 MB of matrices in turn."""
     torch.set_num_threads(1)
     kernels = library()
@@ -109,11 +113,11 @@ def products(repeats):
             y = torch.empty(rows, d_out)
             some = linears if rows < 256 else linears[: max(1, count // 8)]
 
-            def ours(some=some, x=x, y=y, rows=rows):
+            def ours(some: Any = some, x: Any = x, y: Any = y, rows: int = rows) -> None:
                 for linear in some:
                     kernels.product(ctypes.byref(linear), x.data_ptr(), rows, y.data_ptr())
 
-            def theirs(some=some, x=x, weights=weights):
+            def theirs(some: Any = some, x: Any = x, weights: Any = weights) -> None:
                 for weight in weights[: len(some)]:
                     F.linear(x, weight)
 
@@ -127,10 +131,10 @@ def products(repeats):
             )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
-    parser.add_argument("--formats", nargs="*", default=["bf16"], choices=list(BYTES))
+    parser.add_argument("--formats", nargs="*", default=["bf16"], choices=["bf16", "fp32", "int8", "int4"])
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--products", action="store_true", help="compare products with torch instead")
@@ -142,7 +146,7 @@ def main():
             products(args.repeats)
             return
         for form in args.formats:
-            steps(load_base("smollm2").model, form, args.threads, args.context, args.repeats)
+            steps(load_in(form), form, args.threads, args.context, args.repeats)
 
 
 if __name__ == "__main__":

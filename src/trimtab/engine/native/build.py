@@ -73,7 +73,7 @@ def compile_kernels(folder: Path, *, extra: Sequence[str] = ()) -> Path | None:
                 _compile(compiler, extra, target)
         return target
     except subprocess.CalledProcessError as error:
-        said: list[str] = (error.stderr or "").strip().splitlines()
+        said = str(error.stderr or "").strip().splitlines()
         log.warning("%s cannot compile the fast CPU kernels: %s. %s", compiler, " / ".join(said[:3]), _WHAT_TO_DO)
     except OSError as error:
         log.warning("The fast CPU kernels cannot be built in %s: %s. %s", folder, error, _WHAT_TO_DO)

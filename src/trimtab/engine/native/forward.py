@@ -119,8 +119,11 @@ def _check_structs(kernels: Library) -> None:
 def _openmp() -> tuple[int | None, int | None, int | None]:
     """Return libgomp's functions as PyTorch loaded them, or ``None``s: two pools on the same cores fight each other."""
     loaded = ctypes.CDLL(None)
-    names = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
     try:
-        return tuple(ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value for name in names)  # type: ignore[return-value]
+        parallel, threads, thread = (
+            ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value
+            for name in ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
+        )
     except AttributeError:
         return None, None, None
+    return parallel, threads, thread

@@ -1,4 +1,4 @@
-"""The C structs of ``model.h``, and a model and its adapters described by them. No tensor is copied but the factors A."""
+"""The C structs of ``model.h``, and a model and its adapters described by them; only the factors A are copied."""
 
 from __future__ import annotations
 
@@ -61,17 +61,7 @@ class CModel(ctypes.Structure):
         ("rope_dims", ctypes.POINTER(_INT)),
         *(
             (name, _INT)
-            for name in (
-                "n_layers",
-                "slots",
-                "hidden",
-                "heads",
-                "kv_heads",
-                "head_dim",
-                "intermediate",
-                "bf16",
-                "gelu",
-            )  # fmt: skip
+            for name in ["n_layers", "slots", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "bf16", "gelu"]
         ),
         *(
             (name, _FLOAT)
@@ -87,7 +77,7 @@ class CBatch(ctypes.Structure):
         *((name, _INT) for name in ("spans", "tokens", "kept", "threads")),
         *(
             (name, _POINTER)
-            for name in (
+            for name in [
                 "ids",
                 "counts",
                 "starts",
@@ -98,7 +88,7 @@ class CBatch(ctypes.Structure):
                 "conditions",
                 "conditions_bf16",
                 "logits",
-            )  # fmt: skip
+            ]
         ),
     )
 
@@ -117,7 +107,7 @@ def unsupported(shape: Shape) -> str | None:
     tensors = [shape.embedding]
     for linear in _linears(shape):
         weight = linear.weight
-        tensors += [t for t in (weight if isinstance(weight, Tensor) else None, linear.bias) if t is not None]
+        tensors += [t for t in (None if isinstance(weight, QuantizedWeight) else weight, linear.bias) if t is not None]
         if isinstance(weight, QuantizedWeight) and not weight.codes.is_contiguous():
             return f"the codes of {linear.name} are not contiguous"
     for tensor in tensors:
@@ -210,7 +200,7 @@ class Description:
         weight = linear.weight
         out = CLinear(d_in=linear.d_in, d_out=linear.d_out, group=linear.d_in)
         out.bias = None if linear.bias is None else linear.bias.data_ptr()
-        if isinstance(weight, Tensor):
+        if not isinstance(weight, QuantizedWeight):
             out.weight, out.kind = weight.data_ptr(), int(weight.dtype == torch.bfloat16)
             return out
         out.weight, out.kind, out.group = weight.codes.data_ptr(), 2 if weight.bits == 8 else 3, weight.group

@@ -131,6 +131,9 @@ static void dot_floats(const Tile& tile) {
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
             lanes in = wide(x + t * stride + i);
+#ifdef TT_AVX512
+            asm("" : "+v"(in));  // held in a register: gcc would load it again for each row
+#endif
             acc[t][0] += a * in;
             acc[t][1] += b * in;
             acc[t][2] += c * in;
