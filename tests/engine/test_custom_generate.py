@@ -360,7 +360,8 @@ def test_the_model_is_as_before_when_it_is_closed(case):
     steer = trimtab.custom_generate(case.folders)
     first = case.guided(TEXTS, steer, max_new_tokens=4)
     assert list(steer.guides(case.model)) == ["a", "c"]
-    assert hooks() > before
+    uses_hooks = not hasattr(case.model, "model")  # the GPT-2, which runs generically
+    assert (hooks() > before) == uses_hooks
     assert "_trimtab_engines" in case.model.__dict__
     assert pickle.loads(pickle.dumps(case.model.__dict__["_trimtab_engines"])) == {}
     assert copy.deepcopy(case.model).__dict__["_trimtab_engines"] == {}

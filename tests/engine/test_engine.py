@@ -148,7 +148,8 @@ def test_closing_gives_the_base_back(world):
     with load(base, list(world.folders.values())) as engine:
         engine.generate("x", seed=1, max_tokens=3)
         assert torch.equal(base.model(input_ids=ids).logits, plain)
-        assert any(m._forward_hooks for m in base.model.modules())
+        hooked = any(m._forward_hooks for m in base.model.modules())
+        assert hooked == (engine._core.backbones[0].kernels == "generic")
     assert not any(m._forward_hooks for m in base.model.modules())
     with pytest.raises(ConfigError, match="closed"):
         engine.generate("x")
