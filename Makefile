@@ -12,7 +12,7 @@ help:
 	@echo "make demo    train a small guide on real preferences and show plain and guided answers (about 3 minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    style, types, one-way imports"
-	@echo "make bench   training and decoding speed as ratios (several minutes)"
+	@echo "make bench   training and decoding speed as ratios (a quarter of an hour)"
 
 setup: $(STAMP)
 
@@ -44,8 +44,7 @@ docs: setup
 
 bench: setup
 	$(BIN)/python bench/train_speed.py
-	$(BIN)/python bench/engine.py
-	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/engine.py --batch 1 4 --rounds 3
 	$(BIN)/python bench/conditioned_train.py
 
 clean:

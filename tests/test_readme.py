@@ -14,7 +14,7 @@ from trimtab.models import load_base
 from trimtab.preferences import write_comparisons
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/data.md", "docs/decoding.md", "docs/training.md")
+PAGES = ("README.md", "docs/data.md", "docs/decoding.md", "docs/engine.md", "docs/training.md")
 
 
 @pytest.mark.parametrize("page", PAGES)
