@@ -21,6 +21,7 @@ from trimtab.engine.config import EngineConfig, make_engine_config
 from trimtab.engine.guidance import Pull
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.spans import PAGE, SCRATCH
+from trimtab.errors import GuidanceError
 from trimtab.models import VocabularyMap
 
 VOCABULARY = 300
@@ -79,7 +80,7 @@ class MockBackbone:
 
 @dataclass
 class MockGuide:
-    """A guide whose preference, if it takes one, is part of the hash."""
+    """A guide whose preference, if it takes one, is part of the hash; it may not know every token."""
 
     name: str
     backbone: int = 0
@@ -96,6 +97,8 @@ class MockGuide:
         return torch.tensor(pull.alpha) if pull.alpha is not None else None
 
     def own_id(self, token: int) -> int:
+        if self.vocabulary.index is not None and self.vocabulary.index[token] < 0:
+            raise GuidanceError(f"token {token}")
         return token
 
     def encode_prompt(self, prompt) -> list[int]:

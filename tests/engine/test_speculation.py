@@ -6,12 +6,14 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 from scipy.stats import chisquare
 
 from engine.mocks import MockGuide, add, expected_greedy, finish, logits_after, make_answer, make_core, make_scheduler
 from trimtab.decoding.config import Sampling
 from trimtab.decoding.sampling import distribution
 from trimtab.engine.guidance import Pull
+from trimtab.models import VocabularyMap
 
 # a guide on the base's weights, and one on the smaller weights that draft
 GUIDES = (MockGuide("a", slot=0), MockGuide("b", backbone=1, slot=0))
@@ -60,6 +62,26 @@ def test_the_text_is_that_of_plain_decoding(world, temperature):
     assert drafted > 0
     if temperature == 0 and world != "ngram":
         assert answer.tokens == expected_greedy(core, answer)
+
+
+@pytest.mark.parametrize("draft", [1, None])
+def test_a_token_that_a_guide_does_not_know_is_no_draft(draft):
+    """A guide beside those that draft knows every other token; whoever drafts proposes the others too."""
+    known = torch.arange(300)
+    known[4:300:2] = -1
+    half = MockGuide("half", slot=0, vocabulary=VocabularyMap(300, 300, known))
+    small = MockGuide("b", backbone=1, slot=0)
+    texts = []
+    for core in (make_core(half, small, backbones=2, draft=draft), make_core(half, small, backbones=2)):
+        options = {"speculation": "ngram"} if draft is None and not texts else {}
+        scheduler = make_scheduler(core, **options)
+        prompt = [7, 4, 9, 11] * 4 if draft is None else [7, 9, 11] * 4
+        answer = make_answer(core, [7, 9, 11] * 4, PULLS, temperature=0, max_tokens=20)
+        answer.prompts[0] = answer.rows[0].tokens = prompt
+        finish(add(scheduler, answer) and scheduler)
+        texts.append(answer.tokens)
+    assert texts[0] == texts[1]
+    assert not any(token >= 4 and token % 2 == 0 for token in texts[0])
 
 
 def test_good_drafts_write_several_tokens_a_step():

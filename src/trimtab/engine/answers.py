@@ -19,7 +19,7 @@ from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
 from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import FinishReason, Generation
-from trimtab.errors import PromptTooLongError
+from trimtab.errors import GuidanceError, PromptTooLongError
 from trimtab.models import Base, Text, VocabularyMap, encode_prompt
 
 
@@ -182,11 +182,16 @@ class Answer(Request):
         for row in self.rows:
             row.tokens.append(self._core.own_id(row.stream, tokens[-1]))
 
-    def draft(self, token: int) -> None:
-        """Add a token to every row that may have to be taken back."""
-        for row in self.rows:
-            row.tokens.append(self._core.own_id(row.stream, token))
+    def draft(self, token: int) -> bool:
+        """Add a token to every row that may have to be taken back; return whether every guide knows it."""
+        try:
+            own = [self._core.own_id(row.stream, token) for row in self.rows]
+        except GuidanceError:  # base and guides would never choose it, so it is no draft
+            return False
+        for row, token_ in zip(self.rows, own, strict=True):
+            row.tokens.append(token_)
         self.ahead += 1
+        return True
 
     def drop_ahead(self) -> None:
         """Take drafts back."""

@@ -81,7 +81,7 @@ class Speculator:
                 self._look_up(answer, count)
             return
         for i in range(max(wanted.values(), default=0)):
-            self._draft_one([answer for answer, count in wanted.items() if count > i], i, forward)
+            self._draft_one([a for a, count in wanted.items() if count > i and a.ahead == i], i, forward)
 
     def decide(self, answers: Sequence[Answer], scores: Scores) -> None:
         """Take, for answers with drafts, those that stay and the token after them."""
@@ -125,9 +125,10 @@ class Speculator:
         drafting = answer.drafting
         if drafting is None or drafting.ngrams is None:
             return
-        drafting.drafts = drafting.ngrams.draft(count)
-        for token in drafting.drafts:
-            answer.draft(token)
+        for token in drafting.ngrams.draft(count):
+            if not answer.draft(token):
+                return
+            drafting.drafts.append(token)
 
     def _draft_one(self, answers: Sequence[Answer], i: int, forward: Forward) -> None:
         """Draft token number ``i`` of each answer."""
@@ -157,13 +158,16 @@ class Speculator:
         drafting = answer.drafting
         if drafting is None:
             return
+        if not answer.draft(token):
+            for row in rows:
+                row.read -= 1  # the check reads it again
+            return
         for row in rows:
             ((logits, line),) = scores[row]
             drafting.scored.setdefault(row, []).append((logits[line].clone().unsqueeze(0), 0))
         drafting.drafts.append(token)
         if chances is not None and self._config.acceptance == "rejection":
             drafting.proposals.append(chances)
-        answer.draft(token)
 
     @staticmethod
     def _seen(answer: Answer) -> Tensor:
