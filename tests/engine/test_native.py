@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tiny
+from engine.compiler import needs_compiler
 from engine.decoders import (
     LINEARS,
     cache_for,
@@ -20,11 +21,11 @@ from trimtab.engine import native
 from trimtab.engine.adapters import Delta, RowAdapters
 from trimtab.engine.conditioned import BilinearDelta, ModulatedDelta
 from trimtab.engine.native import forward as forward_module
-from trimtab.engine.native.build import Library, compile_kernels, find_compiler
+from trimtab.engine.native.build import Library, compile_kernels
 from trimtab.engine.spans import Span
 from trimtab.models.packaged import cache_folder
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+pytestmark = needs_compiler
 
 GEMMA = {
     "norms": True, "windows": (7, None), "ropes": (0, 1, None), "activation": "gelu_tanh", "embedding_scale": 4.875,

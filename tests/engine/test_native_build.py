@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from trimtab.engine.native.build import compile_kernels, find_compiler
+from engine.compiler import needs_compiler
+from trimtab.engine.native.build import compile_kernels
 
 build_module = importlib.import_module("trimtab.engine.native.build")  # the package's name for it is the function
 
@@ -97,7 +98,7 @@ def test_a_library_that_does_not_load_is_a_warning(fake_compiler, tmp_path, monk
     assert "do not load" in caplog.text
 
 
-@pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+@needs_compiler
 def test_build_in_the_background_ends_ready(monkeypatch):
     monkeypatch.setattr(build_module, "_builder", build_module._Builder())
     build_module.build()

@@ -8,6 +8,7 @@ import torch
 import tiny
 import tiny_guides
 from engine.blends import save_conditioned
+from engine.compiler import needs_compiler
 from trimtab.engine import load, sampler
 from trimtab.engine.native import build, ready
 from trimtab.models import load_base
@@ -66,7 +67,7 @@ def each_alone(engine, seen):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kernels", ["native", "torch", "generic"])
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=needs_compiler), "torch", "generic"])
 def test_alone_or_in_a_crowd(folders, logits, kernels, dtype):
     if kernels == "native":
         build(wait=True)

@@ -99,13 +99,6 @@ class PagePool:
                 else:
                     self._empty.append(page)
 
-    def forget(self) -> None:
-        """Empty every page without a user, so that nothing is shared with what came before."""
-        for page in self._idle:
-            del self._page_of[self._key_of.pop(page)]
-        self._empty.extend(self._idle)
-        self._idle.clear()
-
 
 def pages_for(tokens: int) -> int:
     """Return how many pages hold so many tokens."""
