@@ -11,6 +11,10 @@
     ├── GuidanceError        (ValueError)    weights or strength that cannot be applied
     ├── PromptTooLongError   (ValueError)    a prompt that leaves no room in the context
     ├── NumericalError       (ArithmeticError)  NaN or infinity where a number must be
+    ├── EngineFailure        (RuntimeError)  a fault in a step that was not the request's own
+    ├── BusyError            (RuntimeError)  as much waits as may wait
+    ├── ClosingError         (RuntimeError)  what is to end takes nothing new
+    ├── DeadlineError        (TimeoutError)  an answer that was not finished in its time
     └── OutputError          (OSError)       a result that could not be written
 
 Each class is also the stdlib error a caller would expect. A message says what is wrong, why, and what to do;
@@ -57,6 +61,30 @@ class PromptTooLongError(TrimtabError, ValueError):
 
 class NumericalError(TrimtabError, ArithmeticError):
     """NaN or infinity in logits or in a loss; never passed on as a token or a number."""
+
+
+class EngineFailure(TrimtabError, RuntimeError):  # noqa: N818 - it is what failed, not what the caller did wrong
+    """A fault in a step of the engine that was not the request's own; the next request can succeed."""
+
+
+class BusyError(TrimtabError, RuntimeError):
+    """As many requests wait as may wait: come again later.
+
+    Attributes:
+        retry_after: seconds after which it is worth it.
+    """
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ClosingError(TrimtabError, RuntimeError):
+    """A server that is about to end, or not ready yet, takes no new requests."""
+
+
+class DeadlineError(TrimtabError, TimeoutError):
+    """An answer that was not finished within its time."""
 
 
 class OutputError(TrimtabError, OSError):

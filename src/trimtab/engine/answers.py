@@ -18,7 +18,7 @@ from trimtab.engine.drafting import Drafting
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
 from trimtab.engine.requests import BASE, DRAFT, Request, Row
-from trimtab.engine.results import FinishReason, Generation
+from trimtab.engine.results import FinishReason, Generation, TokenScores, Watch
 from trimtab.errors import GuidanceError, PromptTooLongError
 from trimtab.models import Base, Text, VocabularyMap, encode_prompt
 
@@ -115,6 +115,10 @@ class Answer(Request):
         seen: (V,) bool, the tokens of prompt and answer, kept only for a repetition penalty.
         drafting: how its next tokens are drafted; ``None`` where they are not.
         uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
+        prompt: what it answers, as the caller gave it.
+        watch: what is noted of each token; ``None``: nothing.
+        noted: what was noted of the tokens and nobody has taken yet.
+        cached_tokens: how many tokens of the base's prompt were found in the cache when it began.
     """
 
     def __init__(
@@ -126,6 +130,9 @@ class Answer(Request):
         seed: int,
         place: tuple[int, int] = (0, 0),
         rule: Rule = "coupled",
+        *,
+        prompt: Text = "",
+        watch: Watch | None = None,
     ) -> None:
         """Begin an answer.
 
@@ -137,6 +144,8 @@ class Answer(Request):
             seed: of this one answer.
             place: number of the prompt in the call, and of the answer among its prompt's.
             rule: how drafts are accepted, which random numbers depend on.
+            prompt: what it answers, as the caller gave it; guides that join later read it.
+            watch: what is noted of each token.
 
         Raises:
             PromptTooLongError: a prompt fills a context.
@@ -153,6 +162,10 @@ class Answer(Request):
         self.pieces: deque[str] = deque()
         self.finish_reason: FinishReason | None = None
         self.seen: Tensor | None = None
+        self.prompt = prompt
+        self.watch = watch
+        self.noted: deque[TokenScores] = deque()
+        self.cached_tokens = 0
         self._core = core
         self.drafting: Drafting | None = None
         self.uniforms: Uniforms | None = None
@@ -232,7 +245,7 @@ class Answer(Request):
             **applied(self._core.guides, self.pulls),
         )
 
-    def change(self, prompt: Text, pulls: tuple[Pull, ...]) -> list[Row]:
+    def change(self, pulls: tuple[Pull, ...]) -> list[Row]:
         """Ask something else of the guides from the next token on; return the rows that the answer goes on with.
 
         Rows that nothing changes for are the same objects. A guide that joins reads prompt and answer from the start,
@@ -247,7 +260,7 @@ class Answer(Request):
         for stream, (guide, pull) in enumerate(zip(core.guides, pulls, strict=True), start=1):
             if pull.weight == 0:
                 continue
-            prompts[stream] = self.prompts.get(stream) or guide.encode_prompt(prompt)
+            prompts[stream] = self.prompts.get(stream) or guide.encode_prompt(self.prompt)
             row = old.get(stream)
             if row is None or row.mark != guide.condition_key(pull):
                 row = core.row(stream, [*prompts[stream], *(guide.own_id(token) for token in self.tokens)], pull)

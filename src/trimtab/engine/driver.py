@@ -64,6 +64,18 @@ class Driver:
             if not until(request.finished for request in requests):
                 self.scheduler.step()
 
+    def turn(self) -> bool:
+        """Step once for whatever is there; return whether there was anything to do."""
+        with self._lock:
+            self.check_open()
+            return self.scheduler.step()
+
+    def forget(self, requests: Iterable[Request]) -> None:
+        """Take requests out, wherever they are, and give their pages back."""
+        with self._lock:
+            for request in requests:
+                self.scheduler.remove(request)
+
     def replace_rows(self, request: Request, rows: Callable[[], list[Row]]) -> None:
         """Let a request go on with the rows that ``rows`` returns, which is called between steps."""
         with self._lock:

@@ -14,11 +14,12 @@ from trimtab.engine.answers import Answer, Core
 from trimtab.engine.config import EngineConfig, make_engine_config
 from trimtab.engine.draft_model import choose_draft
 from trimtab.engine.driver import Driver
-from trimtab.engine.guidance import GuidanceLike, Pull, resolve
+from trimtab.engine.guidance import GuidanceLike, resolve
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
 from trimtab.engine.memory import MemoryPlan
+from trimtab.engine.readings import Reading
 from trimtab.engine.requests import BASE
-from trimtab.engine.results import Generation, Score
+from trimtab.engine.results import Generation, Score, Watch
 from trimtab.engine.scheduler import Scheduler, Statistics
 from trimtab.engine.scoring import make_reading, make_score
 from trimtab.engine.stream import Stream
@@ -167,7 +168,7 @@ class Engine:
         answers = [
             answer
             for i, (text, g, s) in enumerate(zip(texts, guidances, samplings, strict=True))
-            for answer in self._answers(i, text, resolve(g, self._core.guides), s)
+            for answer in self.answers(text, guidance=g, sampling=s, index=i)
         ]
         self._write(answers, max_batch_size, progress)
         return [answer.result() for answer in answers]
@@ -192,10 +193,45 @@ class Engine:
         chosen = make_sampling(sampling, **options)
         if chosen.n != 1:
             raise ConfigError(f"A stream writes one answer, but n is {chosen.n}: use generate for several.")
-        answer = self._answers(0, prompt, resolve(guidance, self._core.guides), chosen)[0]
+        (answer,) = self.answers(prompt, guidance=guidance, sampling=chosen)
         answer.wanted = False
         self._driver.add(answer, tokens=answer.limit)
-        return Stream(self._core, self._driver, prompt, answer)
+        return Stream(self._core, self._driver, answer)
+
+    def answers(
+        self,
+        prompt: Text,
+        *,
+        guidance: GuidanceLike = None,
+        sampling: SamplingLike = None,
+        watch: Watch | None = None,
+        index: int = 0,
+    ) -> list[Answer]:
+        """Return the n answers to a prompt, ready to be written by a :class:`Worker` and not begun.
+
+        Renders and tokenises, which takes its time; may be called from any thread.
+
+        Args:
+            prompt: plain text or chat turns.
+            guidance: as in :meth:`generate`.
+            sampling: as in :meth:`generate`.
+            watch: what is noted of each token.
+            index: number of the prompt in a call; its answers are drawn with ``seed + index·n + k``.
+
+        Raises:
+            GuidanceError: as :meth:`generate`, and so are the others.
+        """
+        chosen = make_sampling(sampling)
+        pulls = resolve(guidance, self._core.guides)
+        streams = [BASE, *(j + 1 for j, pull in enumerate(pulls) if pull.weight != 0)]
+        prompts = {stream: self._core.encode(prompt, stream) for stream in streams}
+        seed = secrets.randbits(62) if chosen.seed is None else chosen.seed
+        rule = self._driver.scheduler.config.acceptance
+        seeds = [(seed + index * chosen.n + k) % 2**63 for k in range(chosen.n)]
+        return [
+            Answer(self._core, prompts, pulls, chosen, each, (index, k), rule, prompt=prompt, watch=watch)
+            for k, each in enumerate(seeds)
+        ]
 
     def score(
         self,
@@ -220,6 +256,35 @@ class Engine:
             DataError: the answer is empty; else as :meth:`generate`.
         """
         self._driver.check_open()
+        pulls = resolve(guidance, self._core.guides)
+        reading = self.reading(prompt, response, guidance=guidance, include_eos=include_eos, by_objective=by_objective)
+        self._driver.add(reading, tokens=len(reading.answer))
+        self._driver.drive([reading])
+        return make_score(self._core, reading, pulls, by_objective=by_objective)
+
+    def reading(
+        self,
+        prompt: Text,
+        response: Text | Sequence[int],
+        *,
+        guidance: GuidanceLike = None,
+        include_eos: bool = True,
+        by_objective: bool = False,
+        watch: Watch | None = None,
+    ) -> Reading:
+        """Return what scores a given answer, ready to be read by a :class:`Worker` and not begun.
+
+        Args:
+            prompt: as in :meth:`score`.
+            response: as in :meth:`score`.
+            guidance: as in :meth:`score`.
+            include_eos: as in :meth:`score`.
+            by_objective: as in :meth:`score`.
+            watch: what is noted of each token; the notes are those of answers that are written.
+
+        Raises:
+            DataError: the answer is empty; else as :meth:`generate`.
+        """
         tokenizer = self._core.base.tokenizer
         if _is_ids(response):
             ids = [int(token) for token in cast("Sequence[int]", response)]
@@ -228,11 +293,11 @@ class Engine:
             ids = encode_response(tokenizer, text, leading_space=needs_leading_space(tokenizer, prompt))
             ids += [end_of_response_id(tokenizer, prompt)] if include_eos else []
         prompts = [self._core.encode(prompt, stream) for stream in range(len(self._core.guides) + 1)]
-        pulls = resolve(guidance, self._core.guides)
-        reading = make_reading(self._core, prompts, ids, pulls, by_objective=by_objective)
-        self._driver.add(reading, tokens=len(ids))
-        self._driver.drive([reading])
-        return make_score(self._core, reading, pulls, by_objective=by_objective)
+        reading = make_reading(
+            self._core, prompts, ids, resolve(guidance, self._core.guides), by_objective=by_objective
+        )
+        reading.watch = watch
+        return reading
 
     def close(self) -> None:
         """Take the guides' hooks off the base, which is then as it was loaded. The engine cannot be used after."""
@@ -247,16 +312,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _answers(self, i: int, prompt: Text, pulls: tuple[Pull, ...], sampling: Sampling) -> list[Answer]:
-        streams = [BASE, *(j + 1 for j, pull in enumerate(pulls) if pull.weight != 0)]
-        prompts = {stream: self._core.encode(prompt, stream) for stream in streams}
-        seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
-        rule = self._driver.scheduler.config.acceptance
-        return [
-            Answer(self._core, prompts, pulls, sampling, (seed + i * sampling.n + k) % 2**63, (i, k), rule)
-            for k in range(sampling.n)
-        ]
 
     def _write(self, answers: Sequence[Answer], most: int, progress: Callable[[int, int], None] | None) -> None:
         """Write answers, at most so many of them at a time."""

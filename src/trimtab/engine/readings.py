@@ -11,6 +11,7 @@ from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.engine.answers import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import BASE, Request, Row
+from trimtab.engine.results import TokenScores, Watch
 from trimtab.engine.sampler import Scores
 from trimtab.errors import NumericalError
 
@@ -26,6 +27,8 @@ class Reading(Request):
         guides: for each guide its log-probabilities, at the pull that is asked for.
         alone: for each guide and each of its objectives alone, where that was asked for.
         combined: log-probabilities of the guided distribution.
+        watch: what is noted of each token beside; ``None``: nothing.
+        noted: what was noted.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Reading(Request):
         self.guides: list[list[float]] = [[] for _ in pulls]
         self.alone: list[list[list[float]]] = [[[] for _ in extra] for extra in alone]
         self.combined: list[float] = []
+        self.watch: Watch | None = None
+        self.noted: list[TokenScores] = []
         self.answer = list(answer)
         self._core, self._weights = core, [pull.weight for pull in pulls]
         self._at = 0  # tokens scored

@@ -3,10 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is noted of each token of an answer while it is written, or read.
+
+    Attributes:
+        top: how many of the likeliest tokens are noted beside the chosen one.
+        base: whether the base's own log-probabilities are noted too.
+        objectives: whether every guide and every objective alone scores the token, those of weight 0 included; they
+            then read along in rows of the same forward.
+    """
+
+    top: int = 0
+    base: bool = False
+    objectives: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What base, guides and their combination think of one token; log-probabilities in nats.
+
+    They are those of the models: before penalties, biases, temperature and the cuts of sampling.
+
+    Attributes:
+        token_id: the token.
+        log_prob: of the guided distribution.
+        top: (token id, log-probability) of the likeliest tokens under the guided distribution, likeliest first.
+        base_log_prob: log π_b; ``None`` if not asked for.
+        base_top: as ``top``, under the base.
+        kl: KL(guided ‖ base) of the distribution that the token was drawn from; ``None`` if not asked for.
+        guides: guide name → log π_r at its preference in force, if asked for.
+        objectives: objective (GUIDE/OBJECTIVE where several guides have it) → log π_r at that objective alone, if
+            asked for. A plain guide that rewards a mixture of objectives has none of them alone.
+    """
+
+    token_id: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+    base_log_prob: float | None = None
+    base_top: tuple[tuple[int, float], ...] = ()
+    kl: float | None = None
+    guides: Mapping[str, float] = field(default_factory=dict[str, float])
+    objectives: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,20 @@ class Scheduler:
                 )
         self.waiting.append(request)
 
+    @property
+    def cache_usage(self) -> float:
+        """Share of the pages for keys and values that requests hold, of the backbone that has the fewest left."""
+        return max((1 - pool.free / pool.pages for pool in self._pools if pool.pages), default=0.0)
+
+    def room(self, request: Request) -> int:
+        """Return how many tokens a request may add to its rows so that it fits the KV cache alone."""
+        most: list[int] = []
+        for number, pool in enumerate(self._pools):
+            rows = [row for row in request.rows if row.backbone == number]
+            if rows:
+                most.append(pool.pages // len(rows) * PAGE - max(len(row.tokens) for row in rows))
+        return max(0, min(most))
+
     def remove(self, request: Request) -> None:
         """Forget a request, wherever it is."""
         if request in self.waiting:

@@ -8,7 +8,6 @@ from trimtab.engine.answers import Answer, Core
 from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, resolve
 from trimtab.engine.results import Generation
-from trimtab.models import Text
 
 
 class Stream(Iterator[str]):
@@ -18,10 +17,9 @@ class Stream(Iterator[str]):
         result: the whole answer, once it is finished; before that ``None``.
     """
 
-    def __init__(self, core: Core, driver: Driver, prompt: Text, answer: Answer) -> None:
+    def __init__(self, core: Core, driver: Driver, answer: Answer) -> None:
         self._core = core
         self._driver = driver
-        self._prompt = prompt
         self._answer = answer
         self.result: Generation | None = None
 
@@ -66,4 +64,4 @@ class Stream(Iterator[str]):
             PromptTooLongError: a guide that joins has no room for the answer so far; likewise.
         """
         pulls = resolve(guidance, self._core.guides)
-        self._driver.replace_rows(self._answer, lambda: self._answer.change(self._prompt, pulls))
+        self._driver.replace_rows(self._answer, lambda: self._answer.change(pulls))
