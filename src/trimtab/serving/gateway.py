@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trimtab.decoding.config import Sampling
 from trimtab.engine import Engine
@@ -27,7 +27,7 @@ from trimtab.errors import (
     GuidanceError,
     PromptTooLongError,
 )
-from trimtab.models import Text
+from trimtab.models import Prompt
 from trimtab.serving.config import ServerConfig
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.tickets import Ticket, Update
@@ -132,7 +132,7 @@ class Gateway:
 
     async def write(
         self,
-        *prompts: Text,
+        *prompts: Prompt,
         guidance: Guidance,
         sampling: Sampling,
         owner: str = "",
@@ -163,10 +163,12 @@ class Gateway:
         deadline = asyncio.get_running_loop().time() + self.config.request_timeout
         self.check(guidance)
 
+        options: Any = {"guidance": guidance, "sampling": sampling, "watch": watch, "salt": owner or None}
+
         def prepare() -> list[Answer]:
             answers: list[Answer] = []
             for index, prompt in enumerate(prompts):
-                answers += self.engine.answers(prompt, guidance=guidance, sampling=sampling, watch=watch, index=index)
+                answers += self.engine.answers(prompt, index=index, **options)
             for answer in answers:
                 self._limit(answer, limited)
             return answers
@@ -190,9 +192,19 @@ class Gateway:
         return ticket
 
     async def read(
-        self, prompt: Text, response: Sequence[int], *, guidance: Guidance, watch: Watch | None = None
-    ) -> Reading:
-        """Score given tokens behind a prompt.
+        self,
+        *pairs: tuple[Prompt, Sequence[int]],
+        guidance: Guidance,
+        watch: Watch | None = None,
+        owner: str = "",
+    ) -> list[Reading]:
+        """Score given tokens behind prompts.
+
+        Args:
+            *pairs: each a prompt and the T ≥ 1 tokens behind it.
+            guidance: what to apply.
+            watch: what is noted of each token.
+            owner: digest of the key it was asked with.
 
         Raises:
             BusyError: too many wait.
@@ -200,21 +212,30 @@ class Gateway:
             DeadlineError: it took too long.
             TrimtabError: the request cannot be served as it is.
         """
-        deadline = asyncio.get_running_loop().time() + self.config.request_timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.request_timeout
         self.check(guidance)
-        reading = await self._prepared(lambda: self.engine.reading(prompt, response, guidance=guidance, watch=watch), 1)
-        future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-        self._readings[reading] = future
-        self._worker.submit([reading])
+
+        def prepare() -> list[Reading]:
+            options: Any = {"guidance": guidance, "watch": watch, "salt": owner or None}
+            readings = [self.engine.reading(prompt, tokens, **options) for prompt, tokens in pairs]
+            for reading in readings:
+                self._check_length(reading)
+            return readings
+
+        readings = await self._prepared(prepare, len(pairs))
+        futures: dict[Reading, asyncio.Future[Reading]] = {reading: loop.create_future() for reading in readings}
+        self._readings |= futures
+        self._worker.submit(readings)
         try:
             async with asyncio.timeout_at(deadline):
-                return await future
+                return await asyncio.gather(*futures.values())
         except TimeoutError:
             raise DeadlineError("The text was not read within its time and was given up: send less of it.") from None
         finally:
-            del self._readings[reading]
-            if not reading.finished:
-                self._worker.cancel([reading])
+            for reading in readings:
+                del self._readings[reading]
+            self._worker.cancel([reading for reading in readings if not reading.finished])
 
     async def change(self, ticket: Ticket, guidance: Guidance) -> int:
         """Let the answers of a ticket go on with other guidance; return how many tokens the first had by then.
@@ -237,7 +258,7 @@ class Gateway:
         return written
 
     def abort(self, ticket: Ticket) -> None:
-        """Let the answers of a ticket end as they are, with ``abort`` as their reason, which their reader still gets."""
+        """Let the answers of a ticket end as they are; their reader still gets that, with the reason ``abort``."""
         self._worker.cancel([answer for answer in ticket.answers if not answer.finished])
 
     def end(self, ticket: Ticket) -> None:
@@ -320,6 +341,15 @@ class Gateway:
                 "shorten the prompt or ask for fewer tokens."
             )
         answer.limit = room
+
+    def _check_length(self, reading: Reading) -> None:
+        core = self.engine.parts[0]
+        for row in reading.rows:
+            count = len(row.tokens) + len(reading.answer)
+            most = core.backbones[row.backbone].context_length
+            most = min(most, self.max_model_len) if row.stream == BASE else most
+            if count > most:
+                raise PromptTooLongError(f"The text has {count} tokens, and {most} are read at most: send less of it.")
 
     def _expire(self, ticket: Ticket) -> None:
         limit = self.config.request_timeout
