@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from trimtab.decoding.config import Sampling
@@ -17,7 +18,7 @@ from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import Guidance, Pull, resolve
 from trimtab.engine.readings import Reading
 from trimtab.engine.requests import BASE
-from trimtab.engine.results import Watch
+from trimtab.engine.results import TokenScores, Watch
 from trimtab.engine.worker import News, Worker
 from trimtab.errors import (
     BusyError,
@@ -40,6 +41,23 @@ _TOKENISERS = 2  # threads that render and tokenise
 _PULSE = 0.5  # seconds between two looks at whether the engine's thread lives
 
 
+@dataclass
+class _Pending:
+    """A reading that somebody waits for, and what was noted so far."""
+
+    future: asyncio.Future[list[TokenScores]]
+    noted: list[TokenScores] = field(default_factory=list[TokenScores])
+
+    def tell(self, news: News) -> None:
+        self.noted += news.noted
+        if not news.finished or self.future.done():
+            return
+        if news.request.error is not None:
+            self.future.set_exception(news.request.error)
+        else:
+            self.future.set_result(self.noted)
+
+
 class Gateway:
     """One engine, as a server uses it. All methods are called in the event loop's thread.
 
@@ -58,7 +76,7 @@ class Gateway:
         self.ready = False
         self.tickets: dict[str, Ticket] = {}
         self._owners: dict[Answer, Ticket] = {}
-        self._readings: dict[Reading, asyncio.Future[Reading]] = {}
+        self._readings: dict[Reading, _Pending] = {}
         self._preparing = 0  # answers and readings that are being tokenised
         self._pool = ThreadPoolExecutor(_TOKENISERS, thread_name_prefix="trimtab-tokenise")
         self._worker = Worker(engine, self._carry)
@@ -195,10 +213,10 @@ class Gateway:
         self,
         *pairs: tuple[Prompt, Sequence[int]],
         guidance: Guidance,
-        watch: Watch | None = None,
+        watch: Watch,
         owner: str = "",
-    ) -> list[Reading]:
-        """Score given tokens behind prompts.
+    ) -> list[list[TokenScores]]:
+        """Score given tokens behind prompts; return what was noted of each pair's tokens.
 
         Args:
             *pairs: each a prompt and the T ≥ 1 tokens behind it.
@@ -224,12 +242,12 @@ class Gateway:
             return readings
 
         readings = await self._prepared(prepare, len(pairs))
-        futures: dict[Reading, asyncio.Future[Reading]] = {reading: loop.create_future() for reading in readings}
-        self._readings |= futures
+        pending = {reading: _Pending(loop.create_future()) for reading in readings}
+        self._readings |= pending
         self._worker.submit(readings)
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.gather(*futures.values())
+                return await asyncio.gather(*(each.future for each in pending.values()))
         except TimeoutError:
             raise DeadlineError("The text was not read within its time and was given up: send less of it.") from None
         finally:
@@ -361,9 +379,9 @@ class Gateway:
     def _fail_all(self, error: Exception) -> None:
         for ticket in self.tickets.values():
             ticket.fail(error)
-        for future in self._readings.values():
-            if not future.done():
-                future.set_exception(error)
+        for pending in self._readings.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)
 
     async def _watch(self) -> None:
         """End what waits for an engine whose thread has died, which nobody else would tell."""
@@ -382,18 +400,10 @@ class Gateway:
     def _route(self, news: Sequence[News]) -> None:
         for item in news:
             if isinstance(item.request, Reading):
-                self._settle(item.request, finished=item.finished)
+                if item.request in self._readings:
+                    self._readings[item.request].tell(item)
                 continue
             ticket = self._owners.get(item.request)
             if ticket is not None:
                 self.metrics.wrote(ticket, item)
                 ticket.tell(item)
-
-    def _settle(self, reading: Reading, *, finished: bool) -> None:
-        future = self._readings.get(reading)
-        if future is None or future.done() or not finished:
-            return
-        if reading.error is not None:
-            future.set_exception(reading.error)
-        else:
-            future.set_result(reading)

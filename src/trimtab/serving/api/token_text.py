@@ -25,7 +25,7 @@ class TokenTexts:
         self._known: dict[int, tuple[str, bytes | None]] = {}  # no larger than the vocabulary
 
     def text(self, token: int) -> str:
-        """Return a token's text; of one that is not whole characters its bytes, as ``bytes:\\xe2\\x82``."""
+        r"""Return a token's text; of one that is not whole characters its bytes, as ``bytes:\xe2\x82``."""
         return self._look(token)[0]
 
     def bytes(self, token: int) -> list[int] | None:
