@@ -185,7 +185,7 @@ def _must(kind: str, context: Mapping[str, Any]) -> str:
     bounds |= {"less_than": ("lt", "less than"), "greater_than": ("gt", "more than")}
     if kind in bounds:
         key, words = bounds[kind]
-        return f"{words} {context[key]}"
+        return f"{words} {context[key]:.20g}"
     if kind == "literal_error":
         return str(context.get("expected"))
     if kind.startswith("int"):

@@ -33,12 +33,16 @@ from trimtab.serving.config import ServerConfig
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.tickets import Ticket, Update
 
-__all__ = ["Gateway", "Ticket", "Update"]
+__all__ = ["AnswerTooLongError", "Gateway", "Ticket", "Update"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TOKENISERS = 2  # threads that render and tokenise
 _PULSE = 0.5  # seconds between two looks at whether the engine's thread lives
+
+
+class AnswerTooLongError(PromptTooLongError):
+    """The prompt leaves room for an answer, but not for one as long as is asked for."""
 
 
 @dataclass
@@ -352,11 +356,12 @@ class Gateway:
         prompt = len(answer.prompts[BASE])
         scheduler = self.engine.parts[1].scheduler
         room = min(answer.limit, self.max_model_len - prompt, scheduler.room(answer))
-        if room < 1 or (limited and answer.sampling.max_tokens > room):
-            wanted = f" and {answer.sampling.max_tokens} are asked for" if limited else ""
-            raise PromptTooLongError(
-                f"The prompt has {prompt} tokens, which leaves room for {max(0, room)}{wanted}: "
-                "shorten the prompt or ask for fewer tokens."
+        if room < 1:
+            raise PromptTooLongError(f"The prompt has {prompt} tokens, which leaves no room for an answer: shorten it.")
+        if limited and answer.sampling.max_tokens > room:
+            raise AnswerTooLongError(
+                f"The prompt has {prompt} tokens, which leaves room for {room}, and {answer.sampling.max_tokens} are "
+                "asked for: ask for fewer, or shorten the prompt."
             )
         answer.limit = room
 

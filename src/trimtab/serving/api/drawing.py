@@ -19,7 +19,7 @@ from trimtab.serving.api.schema.requests import Drawing
 from trimtab.serving.api.scores import Scores
 from trimtab.serving.api.streams import EventStream
 from trimtab.serving.errors import ApiError
-from trimtab.serving.gateway import Gateway
+from trimtab.serving.gateway import AnswerTooLongError, Gateway
 from trimtab.serving.tickets import Ticket, Update
 
 _GRACE = 10.0  # seconds beyond the deadline in which a stream may still tell that it was missed
@@ -120,6 +120,8 @@ async def begin(
             watch=order.watch,
             limited=limit is not None,
         )
+    except AnswerTooLongError as error:
+        raise ApiError(400, str(error), param=limit, code="context_length_exceeded") from None
     except PromptTooLongError as error:
         raise ApiError(400, str(error), param=source, code="context_length_exceeded") from None
     except DataError as error:
