@@ -96,7 +96,7 @@ def check(response, field: str, value: Any, *, inside: bool | None = None) -> No
         assert error["message"].endswith((".", "?")), told
         assert "\n" not in error["message"], told
         text = json.dumps(value)
-        if "NaN" in text or "Infinity" in text or len(text) > 4300 and isinstance(value, int):
+        if "NaN" in text or "Infinity" in text or (len(text) > 4300 and isinstance(value, int)):
             return  # that is no JSON, and no field's fault
         if response.status_code == 404:
             assert error["param"] == "model", told
@@ -127,7 +127,7 @@ def test_every_field_at_its_bounds(client, engine, name):
         for _, value, inside in bounds(schema):
             tried += 1
             check(send(client, path, {**base, **COMPANY.get(field, {}), field: value}), field, value, inside=inside)
-    assert tried >= (1 if name == "TokenizeRequest" else 2) or name == "TokenizeRequest"
+    assert tried >= 40 or name not in ("ChatRequest", "CompletionRequest")
     canary(client, engine)
 
 
