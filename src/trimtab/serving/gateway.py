@@ -177,6 +177,11 @@ class Gateway:
         return self._worker.alive
 
     @property
+    def failures(self) -> int:
+        """Steps of the engine that failed."""
+        return self._worker.failures
+
+    @property
     def running(self) -> int:
         """Requests that are being written or read."""
         return self._worker.running
