@@ -15,6 +15,7 @@ export class Answer {
    */
   constructor(options) {
     Object.assign(this, options);
+    this.epochs = [{ from: 0, weights: this.weights }];
     this.text = "";
     this.tokens = [];
     this.offsets = []; // token → where in the text it begins, as far as chunks tell
@@ -72,7 +73,7 @@ export class Answer {
     this.count += count;
     for (const token of tokens) {
       // What a token is worth to the guides depends on how strongly they pulled when it was drawn.
-      token.pull = weightedSum(token, this.weights);
+      token.pull = weightedSum(token, this.weightsAt(this.tokens.length));
       this.tokens.push(token);
       for (const measure of this.measures) {
         const value = measure.value(token);
@@ -82,6 +83,17 @@ export class Answer {
       }
     }
     this.schedule();
+  }
+
+  weightsAt(i) {
+    return this.epochs.findLast((epoch) => epoch.from <= i)?.weights ?? {};
+  }
+
+  /** Note which weights are applied, from a token on; tokens that have arrived since are measured anew. */
+  steer(from, weights) {
+    this.epochs = [...this.epochs.filter((epoch) => epoch.from < from), { from, weights }];
+    for (const token of this.tokens.slice(from)) token.pull = weightedSum(token, weights);
+    if (from < this.tokens.length && !this.measure) this.colour("");
   }
 
   /** Return the mean log-ratio of one objective so far, nats; `null` if nothing was scored. */
