@@ -103,7 +103,7 @@ export class Chat {
     else turn.columns.append(answer.element);
     const messages = [...this.messages(side, this.turns.slice(0, this.turns.indexOf(turn))), { role: "user", content: turn.prompt }];
     const generation = new Generation(answer, streamed(this.info, settings, { messages, side, seed: turn.seed }));
-    generation.refused = (problem) => announce(problem.message);
+    generation.refused = (problem) => answer.fail(problem, []);
     this.running.add(generation);
     this.onState();
     try {

@@ -34,7 +34,8 @@ export class Generation {
         const choice = chunk.choices?.[0];
         if (!choice) continue;
         const tokens = choice.guidance?.tokens ?? [];
-        const count = tokens.length || (choice.logprobs?.content?.length ?? 0);
+        const said = choice.delta?.content ? 1 : 0; // where the server counts no tokens, a chunk stands for one
+        const count = tokens.length || (choice.logprobs?.content?.length ?? said);
         if (count) this.first ??= performance.now();
         this.answer.add(choice.delta?.content ?? "", tokens, count);
         reason = choice.finish_reason ?? reason;

@@ -12,10 +12,12 @@ export class Plot {
     this.rows = measures.map((measure) => {
       const guided = el("span", { class: "bar-guided" });
       const base = el("span", { class: "bar-base" });
-      const numbers = el("span", { class: "plot-numbers", text: "–" });
+      const guidedNumber = el("b");
+      const baseNumber = el("span");
+      const numbers = el("span", { class: "plot-numbers" }, hidden("guided "), guidedNumber, hidden(" base"), baseNumber);
       const track = el("span", { class: "plot-track", "aria-hidden": "true" }, guided, base);
-      const element = el("li", {}, el("span", { class: "plot-label", text: measure.label }), numbers, track);
-      return { id: measure.id, guided, base, numbers, element };
+      const element = el("li", {}, el("span", { class: "plot-label", text: measure.label, title: measure.label }), track, numbers);
+      return { id: measure.id, guided, base, guidedNumber, baseNumber, element };
     });
     root.replaceChildren(...this.rows.map((row) => row.element));
     this.box = root.closest("section");
@@ -32,11 +34,13 @@ export class Plot {
       const base = value("base", row.id);
       bar(row.guided, guided, scale);
       bar(row.base, base, scale);
-      const words = [guided === null ? null : `guided ${signed(guided)}`, base === null ? null : `base ${signed(base)}`];
-      row.numbers.textContent = words.filter(Boolean).join(" · ") || "–";
+      row.guidedNumber.textContent = guided === null ? "–" : signed(guided);
+      row.baseNumber.textContent = base === null ? "" : ` / ${signed(base)}`;
     }
   }
 }
+
+const hidden = (text) => el("span", { class: "visually-hidden", text });
 
 function bar(node, value, scale) {
   node.hidden = value === null;

@@ -95,15 +95,15 @@ export class Popover {
       const chip = el("span", { class: `chip-value ${sure ? shade(value) : ""}`, text: sure ? signed(value) : "–" });
       list.append(el("dt", { text: label }), el("dd", {}, chip, el("span", { class: "pop-word", text: sure ? inWords(value) : "" })));
     }
-    return list;
+    return el("div", { class: "pop-measured" }, el("p", { class: "pop-title", text: "Compared with the base, in nats" }), list);
   }
 }
 
 function inWords(value) {
   const times = Math.exp(Math.abs(value));
-  if (times < 1.1) return "as likely as under the base";
+  if (times < 1.1) return "as likely";
   const count = times > 999 ? "over 999" : times < 10 ? times.toFixed(1) : times.toFixed(0);
-  return `${count}× ${value > 0 ? "likelier" : "less likely"} than under the base`;
+  return `${count}× ${value > 0 ? "likelier" : "less likely"}`;
 }
 
 function top(title, tokens, chosen) {
