@@ -66,7 +66,8 @@ class Stage:
 
     Attributes:
         info: the answer of ``/v1/guides``.
-        tokens: what is said, one token each; a number among them is a pause in seconds.
+        tokens: what is said, one token each; a number among them is a pause in seconds, and at an event it waits;
+            at one that comes first, before anybody is told the answer's id.
         ratios: log-ratio of each token, the last for all that follow.
         error: a response that every chat gets instead.
         cut: how an answer ends instead of well: "event" (an error event) or "drop" (the connection ends).
@@ -75,7 +76,7 @@ class Stage:
 
     url: str = ""
     info: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(INFO)))
-    tokens: list[str | float] = field(default_factory=lambda: ["Hello", " there", "."])
+    tokens: list[str | float | threading.Event] = field(default_factory=lambda: ["Hello", " there", "."])
     ratios: list[float] = field(default_factory=lambda: [0.0])
     error: Response | None = None
     cut: str | None = None
@@ -124,6 +125,8 @@ class Stage:
             return f"data: {json.dumps({'id': name, 'choices': [choice], 'guidance': applied(guidance)})}\n\n"
 
         yield ": ping\n\n"
+        if isinstance(self.tokens[0], threading.Event):
+            await asyncio.to_thread(self.tokens[0].wait, 20)
         yield chunk({"role": "assistant", "content": ""})
         held: list[str] = []
         for token in [*self.tokens, ""]:
@@ -138,7 +141,9 @@ class Stage:
                 more = {"guidance": {"tokens": notes}} if scored else {"logprobs": {"content": [{}] * len(held)}}
                 yield chunk({"content": "".join(held)}, **more)
                 held = []
-            if not isinstance(token, str):
+            if isinstance(token, threading.Event):
+                await asyncio.to_thread(token.wait, 20)
+            elif not isinstance(token, str):
                 await asyncio.sleep(token)
             if name in self.stopped:
                 break

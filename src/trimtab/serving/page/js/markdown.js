@@ -101,7 +101,7 @@ export class MarkdownView {
       link.setAttribute("target", "_blank");
     }
     for (const table of fragment.querySelectorAll("table")) {
-      const box = el("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "Table" });
+      const box = el("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": "Table" });
       table.replaceWith(box);
       box.append(table);
     }
@@ -133,7 +133,9 @@ export class MarkdownView {
  */
 export function placeFor(text, position) {
   const word = /[\p{L}\p{N}.,;:!?)'"”’]/u;
-  for (let i = Math.max(0, position); i <= text.length; i++) {
+  let start = Math.max(0, position);
+  while (start > 0 && /\s/.test(text[start - 1])) start -= 1;
+  for (let i = start; i <= text.length; i++) {
     if (i < text.length && !/\s/.test(text[i])) continue;
     const line = text.slice(text.lastIndexOf("\n", i - 1) + 1, i);
     if (i > 0 && word.test(text[i - 1]) && !/^\s*(```|~~~|\||\d+[.)]$|\[[^\]]*\]:)/.test(line)) return i;
