@@ -159,7 +159,10 @@ def test_nothing_is_wider_than_the_window(visitor, stage, width):
 def test_everything_can_be_done_from_the_keyboard(visitor, stage):
     page = visitor.open(stage.url)
     page.locator(".skip").focus()
-    focused = "() => { const e = document.activeElement; return e.id || e.getAttribute('aria-label') || e.textContent.trim(); }"
+    focused = (
+        "() => { const e = document.activeElement, by = document.getElementById(e.getAttribute('aria-labelledby'));"
+        " return e.id || e.getAttribute('aria-label') || by?.textContent || e.textContent.trim(); }"
+    )
     ring = "() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 || s.strokeWidth === '4px'; }"
     seen = []
     for _ in range(60):
