@@ -13,14 +13,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trimtab.decoding.adjusting import adjusted
 from trimtab.decoding.drafting import Costs, DraftLength, NGramDrafter
 from trimtab.decoding.speculation import propose, verify
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.memory import weight_bytes
+from trimtab.engine.places import Place, Scores
 from trimtab.engine.requests import BASE, DRAFT, Row
-from trimtab.engine.sampler import Place, Scores, combined, draw_together, take_usable
+from trimtab.engine.sampler import combined, draw_together, notes_of, take, unusable
 
 _POSITION = 0.05  # what one more position adds to a check, as a share of a step
 CATCH_UP = 32  # tokens that a drafting model may be behind and still draft; more it reads beside the prompts
@@ -61,7 +63,7 @@ class Speculator:
             return
         answer.drafting = Drafting(length)
         ids = [self._core.own_id(DRAFT, token) for token in answer.prompts[BASE]]
-        answer.rows.append(Row(DRAFT, self._core.draft.backbone, ids))
+        answer.rows.append(Row(DRAFT, self._core.draft.backbone, ids, salt=answer.salt))
 
     def draft(self, answers: Sequence[Answer], forward: Forward, reserve: Callable[[Row, int], bool]) -> None:
         """Draft for answers whose next token is all that is missing.
@@ -90,31 +92,42 @@ class Speculator:
         first = [0]
         for answer in answers:
             first.append(first[-1] + 1 + answer.ahead)
+        tokens: list[list[int]] = [[] for _ in answers]
         for members in draw_together(answers):
             part = [answers[i] for i in members]
             lines = torch.cat([z[first[i] : first[i + 1]] for i in members]) if len(members) < len(answers) else z
-            for i, tokens in zip(members, self._verify(lines, part), strict=True):
-                self._counts.drafted += answers[i].ahead
-                self._counts.kept += len(tokens) - 1
-                take_usable(self._core, answers[i], z[first[i] : first[i] + len(tokens)], tokens, scores)
+            for i, written in zip(members, self._verify(lines, part), strict=True):
+                tokens[i] = written
+        notes = notes_of(self._core, answers, tokens, z, first, scores)
+        for i, (answer, written) in enumerate(zip(answers, tokens, strict=True)):
+            self._counts.drafted += answer.ahead
+            self._counts.kept += len(written) - 1
+            own = z[first[i] : first[i] + len(written)]
+            if answer.adjustments is not None:
+                own = adjusted(own, [(answer.adjustments, written[:n]) for n in range(len(written))])
+            usable = torch.isfinite(own.amax(dim=-1))
+            if bool(usable.all()):
+                take(answer, written, notes.get(i, ()))
+            else:
+                answer.error = unusable(self._core, own[~usable][0], answer, scores)
 
     def _verify(self, z: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
         drafting = [answer.drafting for answer in answers if answer.drafting is not None]
         uniforms = [answer.uniforms.ahead(1 + answer.ahead) for answer in answers if answer.uniforms is not None]
-        seen = [answer.seen for answer in answers if answer.seen is not None]
+        adjust = any(answer.adjustments is not None for answer in answers)
         return verify(
             z,
             [d.drafts for d in drafting],
             answers[0].sampling,
             rule=self._config.acceptance,
             uniforms=torch.cat(uniforms) if uniforms else None,
-            seen=torch.stack(seen) if seen else None,
+            adjustments=[answer.adjustments for answer in answers] if adjust else None,
             proposals=[torch.stack(d.proposals) if d.proposals else None for d in drafting],
         )
 
     def _count(self, answer: Answer) -> int:
         drafting = answer.drafting
-        if drafting is None or any(row.pending != 1 for row in answer.deciding):
+        if drafting is None or any(row.pending != 1 for row in answer.scoring):
             return 0
         if any(row.pending > CATCH_UP for row in answer.rows):
             return 0
@@ -144,11 +157,11 @@ class Speculator:
             part = [answers[k] for k in members]
             lines = z[torch.tensor(members, device=z.device)] if len(members) < len(answers) else z
             uniforms = [answer.uniforms.ahead(i + 1)[i, 0] for answer in part if answer.uniforms is not None]
-            seen = [self._seen(answer) for answer in part if answer.seen is not None]
+            if any(answer.adjustments is not None for answer in part):
+                lines = adjusted(lines, [(answer.adjustments, _drafts(answer)) for answer in part])
             tokens, chances = propose(
                 lines,
                 part[0].sampling,
-                seen=torch.stack(seen) if seen else None,
                 uniforms=torch.stack(uniforms).to(z.device) if uniforms else None,
             )
             for k, token in enumerate(tokens.tolist()):
@@ -169,19 +182,16 @@ class Speculator:
         if chances is not None and self._config.acceptance == "rejection":
             drafting.proposals.append(chances)
 
-    @staticmethod
-    def _seen(answer: Answer) -> Tensor:
-        seen = answer.seen if answer.seen is not None else torch.empty(0)
-        if answer.drafting is not None and answer.drafting.drafts:
-            seen = seen.index_fill(0, torch.tensor(answer.drafting.drafts, device=seen.device), True)
-        return seen
-
 
 def make_speculator(core: Core, config: EngineConfig, counts: Counts) -> Speculator | None:
     """Return what drafts for the answers of an engine; ``None`` where nothing does."""
     if core.draft is None and config.speculation != "ngram":
         return None
     return Speculator(core, config, counts)
+
+
+def _drafts(answer: Answer) -> Sequence[int]:
+    return answer.drafting.drafts if answer.drafting is not None else ()
 
 
 def _complete(answer: Answer, scores: Scores) -> Iterator[tuple[Row, list[Place]]]:

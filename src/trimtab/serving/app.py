@@ -11,11 +11,13 @@ from starlette.middleware.cors import CORSMiddleware
 from trimtab._version import __version__
 from trimtab.serving import operations, playground
 from trimtab.serving.api import chat, completions, generations, models, tokens
+from trimtab.serving.api.token_text import TokenTexts
 from trimtab.serving.auth import Keys, open_to_everyone, require_key
 from trimtab.serving.errors import handle_errors
 from trimtab.serving.frame import Frame
 from trimtab.serving.gateway import Gateway
 from trimtab.serving.limits import Limits
+from trimtab.serving.openapi import describe
 from trimtab.serving.origins import OwnPagesOnly, reaches_others
 from trimtab.serving.presets import Presets
 
@@ -52,6 +54,7 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
     app.state.gateway = gateway
     app.state.keys = keys or Keys([])
     app.state.presets = presets or Presets({})
+    app.state.texts = TokenTexts(gateway.engine.base.tokenizer)
     handle_errors(app)
     for module in (models, chat, completions, generations, tokens):
         app.include_router(module.router)
@@ -60,6 +63,7 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
     if gateway.config.playground:
         app.include_router(playground.router)
     open_to_everyone(app, operations.open_to_all, playground.router)
+    describe(app)
     _frame(app, gateway)
     return app
 

@@ -125,7 +125,7 @@ class Metrics:
             self._whole.labels(self.model_name).observe(now - ticket.arrived)
             self._request_tokens.labels(self.model_name).observe(len(answer.tokens))
             self._cache_queries.labels(self.model_name).inc(len(answer.prompts[0]))
-            self._cache_hits.labels(self.model_name).inc(answer.cached_tokens)
+            self._cache_hits.labels(self.model_name).inc(answer.cached_tokens or 0)
 
     def rejected(self, reason: str) -> None:
         """A request was refused: ``queue_full``, ``key``, ``origin``, ``slow``, ``body`` or ``head``."""
