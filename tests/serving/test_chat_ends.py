@@ -21,7 +21,7 @@ def raw(live, path: str, body: dict) -> socket.socket:
     """Send a request and leave the connection open."""
     content = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     connection = socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1])))
     connection.sendall(head.encode() + content)
