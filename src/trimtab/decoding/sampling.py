@@ -102,7 +102,9 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     total = cumulative[..., -1:]
     # Rounding may lift the target to the total itself, which would select past the last possible place.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target.clamp_min(0), right=True)
+    found = torch.searchsorted(cumulative, target.clamp_min(0), right=True)
+    # Nothing exceeds NaN: such a row gets any token, and whoever looks at its logits refuses it.
+    return found.clamp_max(cumulative.shape[-1] - 1)
 
 
 def choose(z: Tensor, sampling: Sampling, *, uniforms: Tensor | None = None) -> Tensor:
