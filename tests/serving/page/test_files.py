@@ -74,7 +74,9 @@ def test_a_range_is_not_cut_out(client):
 
 
 def test_vendored_files_are_those_of_the_packages():
-    table = re.findall(r"^\| (\S+) \| \S+ \| \S+ \|.*\| ([0-9a-f]{64}) \|$", (FOLDER / "vendor/README.md").read_text(), re.M)
+    table = re.findall(
+        r"^\| (\S+) \| \S+ \| \S+ \|.*\| ([0-9a-f]{64}) \|$", (FOLDER / "vendor/README.md").read_text(), re.M
+    )
     assert {name for name, _ in table} == {p.name for p in (FOLDER / "vendor").iterdir()} - {"README.md"}
     for name, digest in table:
         assert hashlib.sha256((FOLDER / "vendor" / name).read_bytes()).hexdigest() == digest, name

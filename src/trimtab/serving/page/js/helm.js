@@ -132,7 +132,7 @@ export class Helm {
 }
 
 function described(objectives) {
-  return objectives.map((o) => (o.description ?? "") + (o.direction === "lower" ? " Less of it is better." : "")).join(" ").trim();
+  return objectives.map((o) => (o.description ?? "") + (o.direction === "minimize" ? " Less of it is better." : "")).join(" ").trim();
 }
 
 /** Say in a few words how it steers now. */
