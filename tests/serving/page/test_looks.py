@@ -91,7 +91,9 @@ def test_the_policy_and_the_trusted_types_hold(visitor, stage):
             attempt('script', () => { script.text = 'window.bad = 1'; });
             await fetch('https://example.org/').catch(() => seen.push('fetch'));
             const image = new Image();
-            await new Promise((done) => { image.onerror = () => { seen.push('image'); done(); }; image.src = 'https://example.org/a.png'; });
+            image.src = 'https://example.org/a.png';
+            await new Promise((done) => image.addEventListener('error', done));
+            seen.push('image');
             return seen;
         }"""
     )
@@ -184,7 +186,10 @@ def test_everything_can_be_done_from_the_keyboard(visitor, stage):
         "() => { const e = document.activeElement, by = document.getElementById(e.getAttribute('aria-labelledby'));"
         " return e.id || e.getAttribute('aria-label') || by?.textContent || e.textContent.trim(); }"
     )
-    ring = "() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 || s.strokeWidth === '4px'; }"
+    ring = (
+        "() => { const s = getComputedStyle(document.activeElement);"
+        " return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 || s.strokeWidth === '4px'; }"
+    )
     seen = []
     for _ in range(60):
         name = page.evaluate(focused)
@@ -247,8 +252,9 @@ def test_screen_readers_hear_the_ends_and_not_every_word(visitor, stage):
     stage.tokens = ["word "] * 50
     page = visitor.open(stage.url)
     page.evaluate(
-        "() => { window.said = []; new MutationObserver(() => window.said.push(document.getElementById('status').textContent))"
-        ".observe(document.getElementById('status'), {childList: true, characterData: true, subtree: true}); }"
+        "() => { const status = document.getElementById('status'); window.said = [];"
+        " const watch = new MutationObserver(() => window.said.push(status.textContent));"
+        " watch.observe(status, {childList: true, characterData: true, subtree: true}); }"
     )
     ask(page)
     finished(page, 2)

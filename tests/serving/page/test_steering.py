@@ -129,6 +129,14 @@ def test_presets_set_everything(visitor, stage):
     assert number(page, "Weight of the mixture").input_value() == "0.9"
 
 
+def test_the_servers_default_is_where_it_begins(visitor, stage):
+    stage.info["default"] = {"weights": {"polite": 0.4, "harmless": 0.6}, "strength": 0.5, "description": None}
+    page = visitor.open(stage.url)
+    assert number(page, "Strength").input_value() == "0.5" and number(page, "polite").input_value() == "0.4"
+    assert number(page, "harmless, %").input_value() == "100"
+    assert page.get_by_role("button", name="Default", exact=True).get_attribute("aria-pressed") == "true"
+
+
 def test_a_link_restores_the_settings_and_tells_nobody(visitor, stage):
     page = visitor.open(stage.url)
     number(page, "Strength").fill("-0.75")
