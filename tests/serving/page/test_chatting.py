@@ -230,6 +230,18 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(visitor, triple):
         assert visitor.open(live.url, page.context, ready=False).evaluate("sessionStorage.length") == 0
 
 
+@pytest.mark.parametrize("path", ["/below/", "/below"])
+def test_it_works_below_a_root_path(visitor, triple, path):
+    with serving(triple, root_path="/below") as live:
+        page = visitor.open(f"{live.url}{path}{SHORT}&compare=0")
+        assert page.url.startswith(f"{live.url}/below/#v=1")
+        ask(page)
+        finished(page)
+        page.locator("#open-share").click()
+        assert f"{live.url}/below/v1/chat/completions" in page.locator("#share-curl").inner_text()
+        assert live.idle()
+
+
 def test_two_tabs_do_not_mix(visitor, stage):
     stage.tokens = ["a", 0.2, "b"]
     context = visitor.context()

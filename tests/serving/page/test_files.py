@@ -55,8 +55,18 @@ def test_a_file_that_is_known_is_not_sent_again(client):
 
 @pytest.mark.parametrize(
     "path",
-    "/page/ /page/nothing.js /page/../playground.py /page/%2e%2e/playground.py /page/js/%2e%2e/index.html "
-    "/page//index.html /page/js /page/..%2fplayground.py /page/index.html%00 /page/js/main.js/".split(),
+    [
+        "/page/",
+        "/page/nothing.js",
+        "/page/../playground.py",
+        "/page/%2e%2e/playground.py",
+        "/page/js/%2e%2e/index.html",
+        "/page//index.html",
+        "/page/js",
+        "/page/..%2fplayground.py",
+        "/page/index.html%00",
+        "/page/js/main.js/",
+    ],
 )
 def test_nothing_else_is_served(client, path):
     asked = http.client.HTTPConnection(client.base_url.host, client.base_url.port)  # sends a path as it is
