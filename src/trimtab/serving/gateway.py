@@ -128,6 +128,11 @@ class Gateway:
         return self._preparing + sum(len(ticket.open) for ticket in self.tickets.values()) + len(self._readings)
 
     @property
+    def failures(self) -> int:
+        """Steps of the engine that failed."""
+        return self._worker.failures
+
+    @property
     def running(self) -> int:
         """Requests that are being written or read."""
         return self._worker.running
