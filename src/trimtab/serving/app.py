@@ -48,9 +48,9 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
         openapi_url=None,  # a route of its own, which needs the key
         docs_url=None,  # these pages would load scripts from another host
         redoc_url=None,
-        root_path=gateway.config.root_path,
     )
     gateway.metrics.watch(gateway, gateway.config.served_model_name or gateway.engine.base.id)
+    app.root_path = gateway.config.root_path  # the argument of that name is deprecated
     app.state.gateway = gateway
     app.state.keys = keys or Keys([])
     app.state.presets = presets or Presets({})
