@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import chat, data, export, fit, generate, rank, serve, train
+from trimtab.cli import chat, data, export, fit, generate, judge, rank, score, serve, train
 from trimtab.cli.console import note
 from trimtab.cli.demo import demo
 from trimtab.cli.info import info
@@ -32,6 +32,8 @@ app.command("fit")(fit.fit_command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("serve")(serve.command)
+app.command("score")(score.command)
+app.command("judge")(judge.command)
 app.command("export")(export.export_command)
 app.command("info")(info)
 
