@@ -43,7 +43,9 @@ _FILE = "Answers from 'trimtab generate --output' (.jsonl), or in AlpacaEval's f
 _EXTRA = [
     _extra("a", Annotated[Path, typer.Argument(metavar="A", help=f"The first system's answers. {_FILE}")]),
     _extra("b", Annotated[Path, typer.Argument(metavar="B", help="The second system's, to the same prompts.")]),
-    _extra("dry_run", Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and ask nothing.")], False),
+    _extra(
+        "dry_run", Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and ask nothing.")], False
+    ),
     _extra("yes", Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking whether to.")], False),
     _extra("as_json", Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")], False),
     _extra(
@@ -164,7 +166,9 @@ def _cache(options: JudgeOptions) -> Path | None:
 
 def _confirm() -> None:
     if not sys.stdin.isatty():
-        raise ConfigError("Nobody is there to say whether to begin: give --yes, or --dry-run to see only what it takes.")
+        raise ConfigError(
+            "Nobody is there to say whether to begin: give --yes, or --dry-run to see only what it takes."
+        )
     if not typer.confirm("Begin?", err=True):
         note("Nothing was asked.")
         raise typer.Exit(1)

@@ -132,7 +132,9 @@ class _Asking:
             except RefusedError as error:
                 # Until one request has succeeded, what is refused is the way of asking and not this pair.
                 if not self._succeeded:
-                    raise JudgeError(f"The judge refuses the request ({error}): check model, address and options.") from error
+                    raise JudgeError(
+                        f"The judge refuses the request ({error}): check model, address and options."
+                    ) from error
                 preferences.append(None)
                 replies.append("")
                 problem = str(error)
