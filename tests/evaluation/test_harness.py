@@ -12,13 +12,12 @@ import lm_eval
 import pytest
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.tasks import TaskManager
 
 import tiny
 import tiny_guides
 from engine.blends import save_conditioned
 from trimtab.cli.main import main, normalise_flags
-from trimtab.engine import load
 from trimtab.errors import ConfigError, GuidanceError
 from trimtab.evaluation import harness
 from trimtab.evaluation.harness_arguments import as_list, as_number, as_weights
@@ -48,7 +47,7 @@ def guided(llama_folder, guides):
 
 @pytest.fixture(scope="module")
 def hf(llama_folder):
-    return HFLM(pretrained=str(llama_folder), dtype="float32", device="cpu", batch_size=3)
+    return HFLM(pretrained=str(llama_folder), dtype="float32", device="cpu", batch_size=3, max_length=200)
 
 
 def _requests(*arguments):
@@ -88,9 +87,8 @@ def test_log_likelihoods_are_the_engines(guided):
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_strength_0_is_lm_evals_own_hf_model(llama_folder, guides, hf, chat):
-    plain = TrimtabLM(
-        str(llama_folder), guide=str(guides / "polite"), strength=0, dtype="float32", device="cpu", batch_size="auto"
-    )
+    options = {"dtype": "float32", "device": "cpu", "max_length": 200}
+    plain = TrimtabLM(str(llama_folder), guide=str(guides / "polite"), strength=0, batch_size="auto", **options)
     pairs = PAIRS
     if chat:
         turns = [{"role": "user", "content": "hi"}]
@@ -118,7 +116,8 @@ def test_rolling_windows_are_lm_evals(llama_folder, hf):
 
 
 def test_answers_are_lm_evals_at_strength_0(llama_folder, guides, hf):
-    plain = TrimtabLM(str(llama_folder), guide=str(guides / "polite"), strength=0, dtype="float32", device="cpu")
+    options = {"dtype": "float32", "device": "cpu", "max_length": 200}
+    plain = TrimtabLM(str(llama_folder), guide=str(guides / "polite"), strength=0, **options)
     greedy = {"until": ["e"], "max_gen_toks": 12, "do_sample": False}
     requests = _requests(*((context, dict(greedy)) for context, _ in PAIRS if context))
     assert plain.generate_until(requests, disable_tqdm=True) == hf.generate_until(requests, disable_tqdm=True)
@@ -135,7 +134,7 @@ def test_answers_are_the_engines(guided):
     assert [one, two] == guided.generate_until(_requests(("Hi", drawn), ("Hi", drawn)), disable_tqdm=True)
     with pytest.raises(ConfigError, match="length_penalty"):
         guided.generate_until(_requests(("Hi", {"length_penalty": 2.0})), disable_tqdm=True)
-    with pytest.raises(ConfigError, match="max_gen_toks is 512"):
+    with pytest.raises(ConfigError, match="max_gen_toks is 512, but base and guides read 512 tokens"):
         guided.generate_until(_requests(("Hi", {"max_gen_toks": 512})), disable_tqdm=True)
 
 
@@ -145,8 +144,7 @@ def test_evaluated_by_lm_eval_it_scores_as_hf(guided, llama_folder, hf):
         f"base={llama_folder},dtype=float32,strength=0", {"batch_size": 4, "max_batch_size": None, "device": "cpu"}
     )
     ours, theirs = (
-        lm_eval.evaluate(lm=model, task_dict=get_task_dict(NAMES, tasks), bootstrap_iters=0)["results"]
-        for model in (plain, hf)
+        lm_eval.evaluate(lm=model, task_dict=tasks.load(NAMES), bootstrap_iters=0)["results"] for model in (plain, hf)
     )
     for task, metric in (("tiny_choice", "acc"), ("tiny_answer", "exact_match"), ("tiny_rolling", "bits_per_byte")):
         assert ours[task][f"{metric},none"] == pytest.approx(theirs[task][f"{metric},none"], abs=1e-5), task
@@ -178,6 +176,7 @@ def test_our_own_verb_is_lm_evals_program(monkeypatch, capsys):
         seen["argv"] = list(sys.argv)
 
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", evaluate)
+
     def run(*arguments):
         with pytest.raises(SystemExit) as leave:
             main(list(arguments))

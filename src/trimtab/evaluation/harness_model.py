@@ -109,6 +109,7 @@ class TrimtabLM(TemplateLM):
         if max_length is not None and not 1 <= int(max_length) <= most:
             raise ConfigError(f"max_length is {max_length}: base and guides read 1 to {most} tokens.")
         self.max_length = most if max_length is None else int(max_length)
+        self._room = most + 1 if max_length is None else self.max_length  # of a context and its answer
         self._device = self.engine.base.device
 
     @property
@@ -230,10 +231,10 @@ class TrimtabLM(TemplateLM):
 
     def _prompt(self, text: str, max_tokens: int) -> list[int]:
         """Return the end of a context that leaves room for the answer."""
-        room = self.max_length + 1 - max_tokens
+        room = self._room - max_tokens
         if room < 1:
             raise ConfigError(
-                f"max_gen_toks is {max_tokens}, which max_length {self.max_length} leaves no context for."
+                f"max_gen_toks is {max_tokens}, but base and guides read {self._room} tokens, answer included."
             )
         ids = self.tok_encode(text) if text else [self.prefix_token_id]
         if len(ids) > room:

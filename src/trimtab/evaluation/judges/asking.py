@@ -123,6 +123,14 @@ class _Asking:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, pair: AnswerPair, total: int) -> JudgedPair:
+        async with self._places:  # one pair after the other, so that a run that is cut short has whole ones
+            judged = await self._both(pair)
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, total)
+        return judged
+
+    async def _both(self, pair: AnswerPair) -> JudgedPair:
         preferences: list[float | None] = []
         replies: list[str] = []
         problem = ""
@@ -143,17 +151,13 @@ class _Asking:
             preferences.append(None if found is None else 1 - found if swapped else found)
             replies.append(str(reply["message"].get("content") or ""))
             problem = problem or ("" if found is not None else _why(reply))
-        self._done += 1
-        if self._progress:
-            self._progress(self._done, total)
         return JudgedPair(pair.id, (preferences[0], preferences[1]), _words(pair), (replies[0], replies[1]), problem)
 
     async def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
         key = content_key(self._url, body)
         known = self._cache.get(key)
         if known is None:
-            async with self._places:
-                answer = await self._endpoint.ask(body)
+            answer = await self._endpoint.ask(body)
             choice = answer["choices"][0]
             known = {
                 "message": {"content": choice["message"].get("content")},

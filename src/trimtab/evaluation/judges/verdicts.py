@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 Verdict = Literal["A", "B", "tie"]
 
-_WORD = r"(?:answer\s+|response\s+|option\s+)?(?P<word>A|B|(?:a\s+)?tie|tied|draw|equal|neither|both)"
+_WORD = r"(?:answer\s+|response\s+|option\s+)?(?P<word>(?:an?\s+)?(?:tie|tied|draw|equal)|neither|both|A|B)"
 _NAMED = re.compile(
     rf"\bverdict\b\s*(?:is)?\s*[:=-]?\s*(?:is\s+)?[\[(\"'<]*\s*{_WORD}\b(?P<rest>[^\n]*)", re.IGNORECASE
 )
