@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
+from trimtab.decoding.adjusting import Adjustments
 from trimtab.decoding.config import Sampling
 from trimtab.decoding.speculation import Rule, Uniforms
 from trimtab.decoding.stops import TextAssembler
@@ -128,7 +128,7 @@ class Answer(Request):
         limit: most tokens, by ``max_tokens`` and by the contexts.
         tokens: those chosen so far.
         pieces: text that nobody has taken yet.
-        seen: (V,) bool, the tokens of prompt and answer, kept only for a repetition penalty.
+        adjustments: penalties, biases and the like, where its sampling asks for some; ``None``: z' stays as it is.
         heard: guides and objectives whose opinion is noted, each with the row that gives it.
         drafting: how its next tokens are drafted; ``None`` where they are not.
         uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
@@ -187,7 +187,6 @@ class Answer(Request):
         self.text = TextAssembler(core.base.tokenizer, sampling.stop)
         self.pieces: deque[str] = deque()
         self.finish_reason: FinishReason | None = None
-        self.seen: Tensor | None = None
         self.prompt = prompt
         self.noted: deque[TokenScores] = deque()
         self.cached_tokens: int | None = None
@@ -195,9 +194,11 @@ class Answer(Request):
         self.uniforms: Uniforms | None = None
         if not sampling.is_greedy:
             self.uniforms = Uniforms(torch.Generator().manual_seed(seed), rule)
-        if sampling.repetition_penalty != 1:
-            self.seen = torch.zeros(core.base.vocabulary_size, dtype=torch.bool, device=core.base.device)
-            self.seen[torch.tensor(prompts[BASE], device=core.base.device)] = True
+        self.adjustments: Adjustments | None = None
+        if Adjustments.wanted(sampling):
+            size, device = core.base.vocabulary_size, core.base.device
+            self.adjustments = Adjustments(sampling, size, prompt=prompts[BASE], ends=core.stop_ids, device=device)
+        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else core.stop_ids)
 
     @property
     def finished(self) -> bool:
@@ -265,16 +266,17 @@ class Answer(Request):
         self.tokens.append(token)
         if self.uniforms is not None:
             self.uniforms.written(1)
-        if self.seen is not None:
-            self.seen[token] = True
-        if token in self._core.stop_ids and not self.sampling.ignore_eos:
+        if self.adjustments is not None:
+            self.adjustments.add(token)
+        looking = len(self.tokens) > self.sampling.min_tokens  # for stop strings
+        if token in self._ends:
             self.finish_reason = "stop"
-            gained = self.text.finish()
+            gained = self.text.finish(looking=looking)
         else:
-            gained = self.text.push(token)
+            gained = self.text.push(token, looking=looking)
             if self.text.stopped_by is None and len(self.tokens) >= self.limit:
                 self.finish_reason = "length"
-                gained += self.text.finish()
+                gained += self.text.finish(looking=looking)
             if self.text.stopped_by is not None:
                 self.finish_reason = "stop"
         if gained:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from trimtab.decoding.config import Sampling
 from trimtab.engine import Engine
@@ -17,7 +18,7 @@ from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import Guidance, Pull, resolve
 from trimtab.engine.readings import Reading
 from trimtab.engine.requests import BASE
-from trimtab.engine.results import Watch
+from trimtab.engine.results import TokenScores, Watch
 from trimtab.engine.worker import News, Worker
 from trimtab.errors import (
     BusyError,
@@ -27,17 +28,38 @@ from trimtab.errors import (
     GuidanceError,
     PromptTooLongError,
 )
-from trimtab.models import Text
+from trimtab.models import Prompt
 from trimtab.serving.config import ServerConfig
 from trimtab.serving.metrics import Metrics
 from trimtab.serving.tickets import Ticket, Update
 
-__all__ = ["Gateway", "Ticket", "Update"]
+__all__ = ["AnswerTooLongError", "Gateway", "Ticket", "Update"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TOKENISERS = 2  # threads that render and tokenise
 _PULSE = 0.5  # seconds between two looks at whether the engine's thread lives
+
+
+class AnswerTooLongError(PromptTooLongError):
+    """The prompt leaves room for an answer, but not for one as long as is asked for."""
+
+
+@dataclass
+class _Pending:
+    """A reading that somebody waits for, and what was noted so far."""
+
+    future: asyncio.Future[list[TokenScores]]
+    noted: list[TokenScores] = field(default_factory=list[TokenScores])
+
+    def tell(self, news: News) -> None:
+        self.noted += news.noted
+        if not news.finished or self.future.done():
+            return
+        if news.request.error is not None:
+            self.future.set_exception(news.request.error)
+        else:
+            self.future.set_result(self.noted)
 
 
 class Gateway:
@@ -58,7 +80,7 @@ class Gateway:
         self.ready = False
         self.tickets: dict[str, Ticket] = {}
         self._owners: dict[Answer, Ticket] = {}
-        self._readings: dict[Reading, asyncio.Future[Reading]] = {}
+        self._readings: dict[Reading, _Pending] = {}
         self._preparing = 0  # answers and readings that are being tokenised
         self._pool = ThreadPoolExecutor(_TOKENISERS, thread_name_prefix="trimtab-tokenise")
         self._worker = Worker(engine, self._carry)
@@ -106,6 +128,11 @@ class Gateway:
         return self._preparing + sum(len(ticket.open) for ticket in self.tickets.values()) + len(self._readings)
 
     @property
+    def failures(self) -> int:
+        """Steps of the engine that failed."""
+        return self._worker.failures
+
+    @property
     def running(self) -> int:
         """Requests that are being written or read."""
         return self._worker.running
@@ -132,7 +159,7 @@ class Gateway:
 
     async def write(
         self,
-        *prompts: Text,
+        *prompts: Prompt,
         guidance: Guidance,
         sampling: Sampling,
         owner: str = "",
@@ -163,10 +190,12 @@ class Gateway:
         deadline = asyncio.get_running_loop().time() + self.config.request_timeout
         self.check(guidance)
 
+        options: Any = {"guidance": guidance, "sampling": sampling, "watch": watch, "salt": owner or None}
+
         def prepare() -> list[Answer]:
             answers: list[Answer] = []
             for index, prompt in enumerate(prompts):
-                answers += self.engine.answers(prompt, guidance=guidance, sampling=sampling, watch=watch, index=index)
+                answers += self.engine.answers(prompt, index=index, **options)
             for answer in answers:
                 self._limit(answer, limited)
             return answers
@@ -190,9 +219,19 @@ class Gateway:
         return ticket
 
     async def read(
-        self, prompt: Text, response: Sequence[int], *, guidance: Guidance, watch: Watch | None = None
-    ) -> Reading:
-        """Score given tokens behind a prompt.
+        self,
+        *pairs: tuple[Prompt, Sequence[int]],
+        guidance: Guidance,
+        watch: Watch,
+        owner: str = "",
+    ) -> list[list[TokenScores]]:
+        """Score given tokens behind prompts; return what was noted of each pair's tokens.
+
+        Args:
+            *pairs: each a prompt and the T ≥ 1 tokens behind it.
+            guidance: what to apply.
+            watch: what is noted of each token.
+            owner: digest of the key it was asked with.
 
         Raises:
             BusyError: too many wait.
@@ -200,21 +239,30 @@ class Gateway:
             DeadlineError: it took too long.
             TrimtabError: the request cannot be served as it is.
         """
-        deadline = asyncio.get_running_loop().time() + self.config.request_timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.request_timeout
         self.check(guidance)
-        reading = await self._prepared(lambda: self.engine.reading(prompt, response, guidance=guidance, watch=watch), 1)
-        future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-        self._readings[reading] = future
-        self._worker.submit([reading])
+
+        def prepare() -> list[Reading]:
+            options: Any = {"guidance": guidance, "watch": watch, "salt": owner or None}
+            readings = [self.engine.reading(prompt, tokens, **options) for prompt, tokens in pairs]
+            for reading in readings:
+                self._check_length(reading)
+            return readings
+
+        readings = await self._prepared(prepare, len(pairs))
+        pending = {reading: _Pending(loop.create_future()) for reading in readings}
+        self._readings |= pending
+        self._worker.submit(readings)
         try:
             async with asyncio.timeout_at(deadline):
-                return await future
+                return await asyncio.gather(*(each.future for each in pending.values()))
         except TimeoutError:
             raise DeadlineError("The text was not read within its time and was given up: send less of it.") from None
         finally:
-            del self._readings[reading]
-            if not reading.finished:
-                self._worker.cancel([reading])
+            for reading in readings:
+                del self._readings[reading]
+            self._worker.cancel([reading for reading in readings if not reading.finished])
 
     async def change(self, ticket: Ticket, guidance: Guidance) -> int:
         """Let the answers of a ticket go on with other guidance; return how many tokens the first had by then.
@@ -237,7 +285,7 @@ class Gateway:
         return written
 
     def abort(self, ticket: Ticket) -> None:
-        """Let the answers of a ticket end as they are, with ``abort`` as their reason, which their reader still gets."""
+        """Let the answers of a ticket end as they are; their reader still gets that, with the reason ``abort``."""
         self._worker.cancel([answer for answer in ticket.answers if not answer.finished])
 
     def end(self, ticket: Ticket) -> None:
@@ -313,13 +361,23 @@ class Gateway:
         prompt = len(answer.prompts[BASE])
         scheduler = self.engine.parts[1].scheduler
         room = min(answer.limit, self.max_model_len - prompt, scheduler.room(answer))
-        if room < 1 or (limited and answer.sampling.max_tokens > room):
-            wanted = f" and {answer.sampling.max_tokens} are asked for" if limited else ""
-            raise PromptTooLongError(
-                f"The prompt has {prompt} tokens, which leaves room for {max(0, room)}{wanted}: "
-                "shorten the prompt or ask for fewer tokens."
+        if room < 1:
+            raise PromptTooLongError(f"The prompt has {prompt} tokens, which leaves no room for an answer: shorten it.")
+        if limited and answer.sampling.max_tokens > room:
+            raise AnswerTooLongError(
+                f"The prompt has {prompt} tokens, which leaves room for {room}, and {answer.sampling.max_tokens} are "
+                "asked for: ask for fewer, or shorten the prompt."
             )
         answer.limit = room
+
+    def _check_length(self, reading: Reading) -> None:
+        core = self.engine.parts[0]
+        for row in reading.rows:
+            count = len(row.tokens) + len(reading.answer)
+            most = core.backbones[row.backbone].context_length
+            most = min(most, self.max_model_len) if row.stream == BASE else most
+            if count > most:
+                raise PromptTooLongError(f"The text has {count} tokens, and {most} are read at most: send less of it.")
 
     def _expire(self, ticket: Ticket) -> None:
         limit = self.config.request_timeout
@@ -331,9 +389,9 @@ class Gateway:
     def _fail_all(self, error: Exception) -> None:
         for ticket in self.tickets.values():
             ticket.fail(error)
-        for future in self._readings.values():
-            if not future.done():
-                future.set_exception(error)
+        for pending in self._readings.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)
 
     async def _watch(self) -> None:
         """End what waits for an engine whose thread has died, which nobody else would tell."""
@@ -352,18 +410,10 @@ class Gateway:
     def _route(self, news: Sequence[News]) -> None:
         for item in news:
             if isinstance(item.request, Reading):
-                self._settle(item.request, finished=item.finished)
+                if item.request in self._readings:
+                    self._readings[item.request].tell(item)
                 continue
             ticket = self._owners.get(item.request)
             if ticket is not None:
                 self.metrics.wrote(ticket, item)
                 ticket.tell(item)
-
-    def _settle(self, reading: Reading, *, finished: bool) -> None:
-        future = self._readings.get(reading)
-        if future is None or future.done() or not finished:
-            return
-        if reading.error is not None:
-            future.set_exception(reading.error)
-        else:
-            future.set_result(reading)

@@ -78,7 +78,7 @@ class Ticket:
     @property
     def cached_tokens(self) -> int:
         """Tokens of the prompts that were found in the cache."""
-        return sum(answer.cached_tokens for answer in self._firsts())
+        return sum(answer.cached_tokens or 0 for answer in self._firsts())
 
     @property
     def completion_tokens(self) -> int:
