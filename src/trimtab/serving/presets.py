@@ -33,21 +33,18 @@ class Presets:
     """Guidance by name.
 
     Attributes:
-        named: name → guidance, ``default`` left out.
+        named: name → guidance; ``default`` is that of the model's bare name.
         descriptions: name → what it is for, where the file says so.
-        default: guidance of the model's bare name; ``None``: each guide's recommended weight.
     """
 
-    def __init__(
-        self,
-        named: Mapping[str, Guidance],
-        *,
-        default: Guidance | None = None,
-        descriptions: Mapping[str, str] | None = None,
-    ) -> None:
-        self.named = {name: guidance for name, guidance in named.items() if name != DEFAULT}
-        self.default = default if default is not None else named.get(DEFAULT)
+    def __init__(self, named: Mapping[str, Guidance], *, descriptions: Mapping[str, str] | None = None) -> None:
+        self.named = dict(named)
         self.descriptions = dict(descriptions or {})
+
+    @property
+    def default(self) -> Guidance | None:
+        """Guidance of the model's bare name; ``None``: each guide's recommended weight."""
+        return self.named.get(DEFAULT)
 
     @classmethod
     def load(cls, path: Path, guides: Sequence[Weighted], *, most: float | None = None) -> Presets:
