@@ -99,19 +99,19 @@ def test_stop_ids_end_an_answer_and_are_not_shown(ignore_eos):
     assert cut.text.text == TOKENIZER.decode(free.tokens[:at], skip_special_tokens=True)
 
 
-def test_stop_strings_are_not_looked_for_in_the_fewest_tokens():
+@pytest.mark.parametrize(("fewest", "written"), [(0, 3), (2, 3), (3, 8), (7, 8), (8, 13)])
+def test_stop_strings_are_not_looked_for_in_the_fewest_tokens(fewest, written):
     core = make_core()
-    free = add(scheduler := make_scheduler(core), make_answer(core, [7] * 5, temperature=0, max_tokens=30))
+    letters = [TOKENIZER(letter)["input_ids"][-1] for letter in "abcde"]
+    core.backbones[0].logits = lambda text, slot, mark: torch.zeros(300).index_fill(
+        0, torch.tensor([letters[len(text) % 5]]), 50.0
+    )
+    options = {"temperature": 0, "max_tokens": 30, "stop": "c", "min_tokens": fewest}
+    answer = add(scheduler := make_scheduler(core), make_answer(core, letters, **options))
     finish(scheduler)
-    first = TOKENIZER.decode(free.tokens[2:3])
-    at = [i for i, t in enumerate(free.tokens) if first in TOKENIZER.decode([t])]
-    for fewest in (0, 2, 3, 8):
-        options = {"temperature": 0, "max_tokens": 30, "stop": first, "min_tokens": fewest}
-        cut = add(scheduler, make_answer(core, [7] * 5, **options))
-        finish(scheduler)
-        expected = next((i + 1 for i in at if i >= fewest), 30)
-        assert (fewest, len(cut.tokens)) == (fewest, expected)
-        assert cut.finish_reason == ("stop" if expected < 30 else "length")
+    assert len(answer.tokens) == written
+    assert answer.text.text.replace(" ", "") == ("abcde" * 3)[: written - 1]
+    assert answer.finish_reason == "stop"
 
 
 def test_nothing_left_to_choose_is_an_error_of_one_answer_alone():

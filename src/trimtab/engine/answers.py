@@ -103,10 +103,7 @@ class Answer(Request):
         self.uniforms: Uniforms | None = None
         if not sampling.is_greedy:
             self.uniforms = Uniforms(torch.Generator().manual_seed(seed), rule)
-        self.adjustments: Adjustments | None = None
-        if Adjustments.wanted(sampling):
-            size, device = core.base.vocabulary_size, core.base.device
-            self.adjustments = Adjustments(sampling, size, prompt=prompts[BASE], ends=core.stop_ids, device=device)
+        self.adjustments = _adjustments(core, sampling, prompts[BASE])
         self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else core.stop_ids)
 
     @property
@@ -303,6 +300,13 @@ class Plan:
     rows: list[Row]
     deciding: list[Row]
     heard: list[tuple[Voice, Row]]
+
+
+def _adjustments(core: Core, sampling: Sampling, prompt: Sequence[int]) -> Adjustments | None:
+    if not Adjustments.wanted(sampling):
+        return None
+    size, device = core.base.vocabulary_size, core.base.device
+    return Adjustments(sampling, size, prompt=prompt, ends=core.stop_ids, device=device)
 
 
 def applied(guides: Sequence[Guide], pulls: Sequence[Pull]) -> dict[str, Any]:
