@@ -31,7 +31,7 @@ class Process:
         """Where it serves, once it says so."""
         return self.wait_for(r"Serving (http\S+)/v1")[1]
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = 150) -> re.Match[str]:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if found := re.search(pattern, self.stderr):
@@ -47,7 +47,7 @@ class Process:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.popen.send_signal(number)
 
-    def ends(self, seconds: float = 20) -> int:
+    def ends(self, seconds: float = 60) -> int:
         """Its exit code."""
         code = self.popen.wait(timeout=seconds)
         self.reader.join(5)
