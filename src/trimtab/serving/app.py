@@ -49,8 +49,8 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
         openapi_url=None,  # a route of its own, which needs the key
         docs_url=None,  # these pages would load scripts from another host
         redoc_url=None,
-        root_path=gateway.config.root_path,
     )
+    app.root_path = gateway.config.root_path  # the argument of that name is deprecated
     gateway.metrics.watch(gateway, served_name(gateway))
     app.state.gateway = gateway
     app.state.keys = keys or Keys([])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import tiny_guides
 from engine.blends import save_conditioned
@@ -19,6 +19,7 @@ from trimtab.engine import Engine, load
 from trimtab.models import load_base
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+expect.set_options(timeout=20_000)  # a busy machine is slow, and a check that holds does not wait
 FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
 
 
@@ -52,7 +53,7 @@ class Visitor:
 
     def context(self, **options: Any) -> BrowserContext:
         context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         context.add_init_script(
             "document.addEventListener('securitypolicyviolation', (e) =>"
             " console.error('policy violated: ' + e.violatedDirective + ' ' + e.blockedURI));"
@@ -63,7 +64,10 @@ class Visitor:
     def open(self, url: str, context: BrowserContext | None = None, *, ready: bool = True, **options: Any) -> Page:
         page = (context or self.context(**options)).new_page()
         host = url.split("/")[2]
-        page.on("request", lambda r: self.complain(f"asked {r.url}", r.url.split("/")[2:3] != [host] and r.url[:5] != "data:"))
+        page.on(
+            "request",
+            lambda r: self.complain(f"asked {r.url}", r.url.split("/")[2:3] != [host] and r.url[:5] != "data:"),
+        )
         page.on("console", lambda m: self.complain(f"{m.text} {m.location['url']}", m.type in ("error", "warning")))
         page.on("pageerror", lambda e: self.complain(f"script error: {e}", True))
         page.on("dialog", lambda d: self.complain(f"dialog: {d.message}", True))
