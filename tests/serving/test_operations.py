@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -70,3 +71,25 @@ def test_health_answers_while_sixteen_answers_are_written(server):
         writer.join()
     assert len(probes) > 5
     assert sorted(probes)[len(probes) // 2] < max(times) / 4
+
+
+def test_nothing_is_asked_of_anybody_else(server):
+    """Every connection that is made while a server answers is one of its clients'."""
+    asked = []
+
+    def watched(event, arguments):
+        if watching and event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+            asked.append(arguments[1][0] if event != "socket.getaddrinfo" else arguments[0])
+
+    watching = True
+    sys.addaudithook(watched)
+    try:
+        with server.client() as client:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "see http://example.org/a.png"}]}
+            assert client.post("/v1/chat/completions", json={**body, "max_tokens": 3}).status_code == 200
+            assert client.get("/v1/models").status_code == 200
+            assert client.get("/").status_code == 200
+    finally:
+        watching = False
+    assert asked, "not even the client was seen"
+    assert {host.decode() if isinstance(host, bytes) else host for host in asked} == {"127.0.0.1"}
