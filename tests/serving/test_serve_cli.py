@@ -114,7 +114,7 @@ def test_a_server_with_everything(llama_folder, guide_folders, tmp_path):
         server.wait_for("Page")
         for line in (
             "can be read by other users",
-            "tiny, tiny:plain, tiny:soft",
+            "tiny, tiny:plain, tiny:default, tiny:soft",
             "polite=0.25",
             "needed (2 are accepted)",
         ):
