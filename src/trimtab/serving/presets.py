@@ -19,6 +19,7 @@ PLAIN = "plain"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _LONGEST = 2**20  # bytes of a presets file
 _MOST = 1000
+_DEEPEST = 8  # levels of mappings and lists
 
 
 class Preset(Guidance):
@@ -94,9 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
         if len(content) > _LONGEST:
             raise ConfigError(f"The presets file {path} is longer than {_LONGEST} bytes.")
         text = content.decode("utf-8")
-        # What refers to itself, or unfolds to billions of values, does so through aliases; presets need none.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"The presets file {path} uses an alias (*name): write the values out.")
+        _refuse_deep(path, text)
         _refuse_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
         found = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
@@ -109,6 +108,17 @@ def _read(path: Path) -> dict[str, Any]:
     if len(presets) > _MOST:
         raise ConfigError(f"The presets file {path} has {len(presets)} presets, and at most {_MOST} are served.")
     return {str(name): value for name, value in presets.items()}
+
+
+def _refuse_deep(path: Path, text: str) -> None:
+    """Refuse what would take long to read, or never end, while it is still a row of events."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):  # what refers to itself, or unfolds to billions of values
+            raise ConfigError(f"The presets file {path} uses an alias (*name): write the values out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ConfigError(f"The presets file {path} cannot be read: it is nested more than {_DEEPEST} levels deep.")
 
 
 def _refuse_twice(path: Path, node: Any) -> None:
