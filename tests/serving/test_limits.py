@@ -84,19 +84,13 @@ def test_the_depth_of_random_json_in_random_pieces():
         return [value(level + 1) for _ in range(draw.randrange(4))]
 
     for _ in range(300):
-        text = json.dumps(value(0), ensure_ascii=False).encode()
-        nesting = Nesting()
-        while text:
+        text = json.dumps(value(0), ensure_ascii=draw.random() < 0.5)
+        left, nesting = text.encode(), Nesting()
+        while left:
             size = draw.randrange(1, 9)
-            nesting.feed(text[:size])
-            text = text[size:]
-        assert nesting.deepest == nesting.deepest
-    texts = [json.dumps(value(0)) for _ in range(300)]
-    for text in texts:
-        nesting = Nesting()
-        for at in range(0, len(text), 5):
-            nesting.feed(text[at : at + 5].encode())
-        assert nesting.deepest == depth(text)
+            nesting.feed(left[:size])
+            left = left[size:]
+        assert nesting.deepest == depth(text), text
 
 
 def test_json_may_be_as_deep_as_the_limit_and_no_deeper(client):
@@ -232,8 +226,7 @@ def test_a_line_for_each_request(engine, logged):
         reply = client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "r-1"})
         assert reply.status_code == 200
         client.get("/health")
-        client.get("/none\x1b[31m")
-        assert server.client  # the line is written when the answer is through
+        client.get("/none%1b[31m%0aforged")
     text, found = logged()
     lines = [json.loads(line) for line in found.splitlines()]
     line = next(line for line in lines if line.get("request_id") == "r-1")
