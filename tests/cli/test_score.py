@@ -19,7 +19,7 @@ from trimtab.engine.results import TokenScores
 from trimtab.errors import DataError
 from trimtab.evaluation.attribution import Attribution, attribute
 from trimtab.models import load_base
-from trimtab.rewards.artifact import Objective
+from trimtab.rewards.artifact import Objective, save_guide
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def guides(llama_folder, tmp_path_factory):
     tiny_guides.save_lora_guide(root / "manners", base)
     save_conditioned(base, root / "values", "moslora-text", k=2)
     both = {"objectives": (Objective(name="kind"), Objective(name="terse"))}
-    tiny_guides.save_lora_guide(root / "mixture", base, manifest=both, seed=4)
+    manifest = tiny_guides.manifest_for(base).model_copy(update=both)
+    save_guide(root / "mixture", tiny_guides.random_lora(base.model, seed=4), manifest)
     return [root / "manners", root / "values", root / "mixture"]
 
 
@@ -138,7 +139,7 @@ def test_without_colours_there_are_numbers(capsys, llama_folder, guides):
     assert all(re.fullmatch(r"[+-]\d+\.\d{3}", line[-1]) for line in lines)
     assert len(lines) >= 4
     code, out, _ = _run(capsys, *arguments, "--top", 2)
-    assert "likeliest before" in out
+    assert "before" in out
 
 
 def test_a_plain_base_has_log_probabilities_alone(capsys, llama_folder):
