@@ -15,9 +15,10 @@ import torch
 
 import tiny
 from trimtab.decoding.config import Sampling, make_sampling
-from trimtab.engine.answers import Answer, Core, DraftModel
+from trimtab.engine.answers import Answer
 from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig, make_engine_config
+from trimtab.engine.core import Core, DraftModel
 from trimtab.engine.guidance import Pull
 from trimtab.engine.results import Watch
 from trimtab.engine.scheduler import Scheduler

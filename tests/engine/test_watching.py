@@ -185,7 +185,7 @@ def test_guidance_changes_under_way_and_everyone_goes_on_watching(seed):
         if rng.random() < 0.2 and not answer.finished:
             mix = rng.randrange(9) / 8
             pulls = (Pull(rng.choice([0.0, 0.5])), Pull(rng.choice([0.0, 0.7]), (mix, 1 - mix)))
-            scheduler.replace_rows(answer, answer.change(pulls, scheduler.check_room))
+            scheduler.replace_rows(answer, answer.change(pulls, scheduler.room_for))
             asked.append((len(answer.tokens), pulls))
     assert asked
     alone = make_scheduler(core)

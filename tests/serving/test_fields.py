@@ -127,7 +127,7 @@ def test_every_field_at_its_bounds(client, engine, name):
         for _, value, inside in bounds(schema):
             tried += 1
             check(send(client, path, {**base, **COMPANY.get(field, {}), field: value}), field, value, inside=inside)
-    assert tried >= (1 if name == "TokenizeRequest" else 2) or name == "TokenizeRequest"
+    assert tried >= 40 or name not in ("ChatRequest", "CompletionRequest")
     canary(client, engine)
 
 

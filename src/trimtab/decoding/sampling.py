@@ -14,6 +14,7 @@ from trimtab.decoding.config import Sampling
 
 _NEGATIVE_INFINITY = float("-inf")
 _BLOCK = 128
+_COLDEST = 1e-30  # a smaller temperature is 0 in float32, and 0 / 0 no number; the likeliest token is certain by then
 
 
 def keep_top_k(z: Tensor, k: int) -> Tensor:
@@ -67,7 +68,7 @@ def distribution(z: Tensor, sampling: Sampling) -> Tensor:
 
     Penalties and biases are not in here: they need the history (:mod:`trimtab.decoding.adjusting`).
     """
-    z = (z - z.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
+    z = (z - z.amax(dim=-1, keepdim=True)).div_(max(sampling.temperature, _COLDEST))
     z = keep_top_k(z, sampling.top_k)
     z = keep_top_p(z, sampling.top_p)
     return keep_min_p(z, sampling.min_p).softmax(dim=-1)
@@ -102,7 +103,9 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     total = cumulative[..., -1:]
     # Rounding may lift the target to the total itself, which would select past the last possible place.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target.clamp_min(0), right=True)
+    found = torch.searchsorted(cumulative, target.clamp_min(0), right=True)
+    # Nothing exceeds NaN: such a row gets any token, and whoever looks at its logits refuses it.
+    return found.clamp_max(cumulative.shape[-1] - 1)
 
 
 def choose(z: Tensor, sampling: Sampling, *, uniforms: Tensor | None = None) -> Tensor:

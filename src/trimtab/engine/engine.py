@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from trimtab.decoding.config import Sampling, make_sampling
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
 from trimtab.engine.config import EngineConfig, make_engine_config
+from trimtab.engine.core import Core
 from trimtab.engine.draft_model import choose_draft
 from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, Pull, resolve

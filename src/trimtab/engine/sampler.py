@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import torch
@@ -13,11 +14,12 @@ from trimtab.decoding.adjusting import adjusted
 from trimtab.decoding.config import Sampling
 from trimtab.decoding.rules import combine
 from trimtab.decoding.sampling import choose
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
+from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.noting import Part, note
 from trimtab.engine.places import Place, Scores, lines
-from trimtab.engine.requests import BASE, DRAFT, Row
+from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import TokenScores
 from trimtab.errors import EngineFailure, NumericalError, TrimtabError
 
@@ -68,14 +70,23 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
 
 
 def take(answer: Answer, tokens: Sequence[int], notes: Sequence[TokenScores] = ()) -> None:
-    """Let an answer take its tokens; what goes wrong with that is its own error, and no neighbour's."""
-    try:
+    """Let an answer take its tokens."""
+    with own_error(answer):
         answer.take(tokens, notes)
+
+
+@contextlib.contextmanager
+def own_error(request: Request) -> Generator[None]:
+    """Make what goes wrong with one request its own error: its neighbours in the step go on."""
+    try:
+        yield
     except TrimtabError as error:
-        answer.error = error
-    except Exception as error:  # whatever it is (a tokenizer's own, say), the other answers of the step go on
-        log.exception("A token could not be added to an answer.")
-        answer.error = EngineFailure(f"Token {tokens[-1]} could not be added to the answer ({type(error).__name__}).")
+        request.error = error
+    except Exception as error:  # whatever it is, a tokenizer's own for instance
+        log.exception("What a step gave could not be added to a request.")
+        failure = EngineFailure(f"What the step gave could not be added to this request ({type(error).__name__}).")
+        failure.__cause__ = error
+        request.error = failure
 
 
 def notes_of(

@@ -16,8 +16,9 @@ from torch import Tensor
 from trimtab.decoding.adjusting import adjusted
 from trimtab.decoding.drafting import Costs, DraftLength, NGramDrafter
 from trimtab.decoding.speculation import propose, verify
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.core import Core
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.memory import weight_bytes
 from trimtab.engine.places import Place, Scores

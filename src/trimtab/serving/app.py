@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from trimtab._version import __version__
 from trimtab.serving import operations, playground
 from trimtab.serving.api import chat, completions, generations, models, tokens
+from trimtab.serving.api.names import served_name
 from trimtab.serving.api.token_text import TokenTexts
 from trimtab.serving.auth import Keys, open_to_everyone, require_key
 from trimtab.serving.errors import handle_errors
@@ -48,9 +49,9 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
         openapi_url=None,  # a route of its own, which needs the key
         docs_url=None,  # these pages would load scripts from another host
         redoc_url=None,
-        root_path=gateway.config.root_path,
     )
-    gateway.metrics.watch(gateway, gateway.config.served_model_name or gateway.engine.base.id)
+    app.root_path = gateway.config.root_path  # the argument of that name is deprecated
+    gateway.metrics.watch(gateway, served_name(gateway))
     app.state.gateway = gateway
     app.state.keys = keys or Keys([])
     app.state.presets = presets or Presets({})

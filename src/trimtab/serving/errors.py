@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import (
@@ -247,9 +248,10 @@ class Unforeseen:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:  # in the middle of its body: nobody waits for an answer
+            return
         except Exception as error:
-            request_id = scope.get("state", {}).get("request_id", "-")
-            _log.error("Request %s failed.", request_id, exc_info=error)
+            _log.error("A request failed.", exc_info=error)  # which one, every line of the log says
             if begun or scope["type"] != "http":
                 raise
             await from_exception(error).response()(scope, receive, send)

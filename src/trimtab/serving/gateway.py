@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from trimtab.decoding.config import Sampling
@@ -17,7 +16,6 @@ from trimtab.engine import Engine
 from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import Guidance, Pull, resolve
 from trimtab.engine.readings import Reading
-from trimtab.engine.requests import BASE
 from trimtab.engine.results import TokenScores, Watch
 from trimtab.engine.worker import News, Worker
 from trimtab.errors import (
@@ -26,40 +24,19 @@ from trimtab.errors import (
     ConfigError,
     DeadlineError,
     GuidanceError,
-    PromptTooLongError,
 )
 from trimtab.models import Prompt
 from trimtab.serving.config import ServerConfig
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.tickets import Ticket, Update
+from trimtab.serving.room import check_length, limit_answer
+from trimtab.serving.tickets import Pending, Ticket, Update
 
-__all__ = ["AnswerTooLongError", "Gateway", "Ticket", "Update"]
+__all__ = ["Gateway", "Ticket", "Update"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TOKENISERS = 2  # threads that render and tokenise
 _PULSE = 0.5  # seconds between two looks at whether the engine's thread lives
-
-
-class AnswerTooLongError(PromptTooLongError):
-    """The prompt leaves room for an answer, but not for one as long as is asked for."""
-
-
-@dataclass
-class _Pending:
-    """A reading that somebody waits for, and what was noted so far."""
-
-    future: asyncio.Future[list[TokenScores]]
-    noted: list[TokenScores] = field(default_factory=list[TokenScores])
-
-    def tell(self, news: News) -> None:
-        self.noted += news.noted
-        if not news.finished or self.future.done():
-            return
-        if news.request.error is not None:
-            self.future.set_exception(news.request.error)
-        else:
-            self.future.set_result(self.noted)
 
 
 class Gateway:
@@ -80,7 +57,7 @@ class Gateway:
         self.ready = False
         self.tickets: dict[str, Ticket] = {}
         self._owners: dict[Answer, Ticket] = {}
-        self._readings: dict[Reading, _Pending] = {}
+        self._readings: dict[Reading, Pending] = {}
         self._preparing = 0  # answers and readings that are being tokenised
         self._pool = ThreadPoolExecutor(_TOKENISERS, thread_name_prefix="trimtab-tokenise")
         self._worker = Worker(engine, self._carry)
@@ -197,7 +174,7 @@ class Gateway:
             for index, prompt in enumerate(prompts):
                 answers += self.engine.answers(prompt, index=index, **options)
             for answer in answers:
-                self._limit(answer, limited)
+                limit_answer(self.engine, answer, self.max_model_len, limited=limited)
             return answers
 
         answers = await self._prepared(prepare, len(prompts) * sampling.n)
@@ -247,11 +224,11 @@ class Gateway:
             options: Any = {"guidance": guidance, "watch": watch, "salt": owner or None}
             readings = [self.engine.reading(prompt, tokens, **options) for prompt, tokens in pairs]
             for reading in readings:
-                self._check_length(reading)
+                check_length(self.engine, reading, self.max_model_len)
             return readings
 
         readings = await self._prepared(prepare, len(pairs))
-        pending = {reading: _Pending(loop.create_future()) for reading in readings}
+        pending = {reading: Pending(loop.create_future()) for reading in readings}
         self._readings |= pending
         self._worker.submit(readings)
         try:
@@ -356,28 +333,6 @@ class Gateway:
             raise BusyError(
                 f"{self.load} answers are written or wait, and {self.most} may: come again later.", retry_after=1
             )
-
-    def _limit(self, answer: Answer, limited: bool) -> None:
-        prompt = len(answer.prompts[BASE])
-        scheduler = self.engine.parts[1].scheduler
-        room = min(answer.limit, self.max_model_len - prompt, scheduler.room(answer))
-        if room < 1:
-            raise PromptTooLongError(f"The prompt has {prompt} tokens, which leaves no room for an answer: shorten it.")
-        if limited and answer.sampling.max_tokens > room:
-            raise AnswerTooLongError(
-                f"The prompt has {prompt} tokens, which leaves room for {room}, and {answer.sampling.max_tokens} are "
-                "asked for: ask for fewer, or shorten the prompt."
-            )
-        answer.limit = room
-
-    def _check_length(self, reading: Reading) -> None:
-        core = self.engine.parts[0]
-        for row in reading.rows:
-            count = len(row.tokens) + len(reading.answer)
-            most = core.backbones[row.backbone].context_length
-            most = min(most, self.max_model_len) if row.stream == BASE else most
-            if count > most:
-                raise PromptTooLongError(f"The text has {count} tokens, and {most} are read at most: send less of it.")
 
     def _expire(self, ticket: Ticket) -> None:
         limit = self.config.request_timeout

@@ -14,7 +14,7 @@ from trimtab.serving.nesting import Nesting
 MOST_HEADERS = 100
 _SMALL = 64 * 2**10  # bytes of a body that nobody reads, up to which its connection is kept
 _LINGER = 2.0  # seconds in which a client that still sends may read that it is refused
-_GLANCE = 0.2
+_SILENCE = 0.25  # seconds without data after which it has stopped sending
 
 
 class Limits:
@@ -65,9 +65,14 @@ class _Body:
         Raises:
             ApiError: 413 or 431.
         """
-        count = len(self._scope["headers"])
-        if count > MOST_HEADERS:
-            self._refuse(ApiError(431, f"The request has {count} header fields, and {MOST_HEADERS} may come."))
+        headers: list[tuple[bytes, bytes]] = self._scope["headers"]
+        if len(headers) > MOST_HEADERS:
+            self._refuse(_head(f"The request has {len(headers)} header fields, and {MOST_HEADERS} may come."))
+        # h11 bounds a head that comes in parts; one that comes at once is as long as a read of the socket.
+        size = sum(len(name) + len(value) for name, value in headers) + len(self._scope.get("raw_path") or b"")
+        if size + len(self._scope["query_string"]) > self._config.max_header_bytes:
+            most = self._config.max_header_bytes
+            self._refuse(_head(f"The head of the request is longer than {most} bytes."))
         if self._declared > self._config.max_request_bytes:
             self._refuse(self._too_long(f"{self._declared} bytes"))
 
@@ -98,7 +103,7 @@ class _Body:
         if message["type"] == "http.response.start":
             self.started = True
             if not self._complete:
-                self._linger = not await self._discard(_SMALL, _GLANCE)
+                self._linger = not await self._discard(_SMALL, _SILENCE)
             if self._linger:
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         elif self._linger and not message.get("more_body", False):
@@ -139,9 +144,14 @@ class _Body:
         try:
             async with asyncio.timeout(seconds):
                 while not self._complete and (most is None or size <= most):
-                    message = await self._receive()
+                    async with asyncio.timeout(_SILENCE):
+                        message = await self._receive()
                     size += len(message.get("body", b""))
                     self._complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
         except TimeoutError:
             return False
         return self._complete
+
+
+def _head(message: str) -> ApiError:
+    return ApiError(431, message, code="head_too_large")

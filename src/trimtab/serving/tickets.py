@@ -128,3 +128,21 @@ class Ticket:
 
     def _firsts(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.place[1] == 0]
+
+
+@dataclass
+class Pending:
+    """A reading that somebody waits for, and what was noted so far."""
+
+    future: asyncio.Future[list[TokenScores]]
+    noted: list[TokenScores] = field(default_factory=list[TokenScores])
+
+    def tell(self, news: News) -> None:
+        """Add what a step did for it."""
+        self.noted += news.noted
+        if not news.finished or self.future.done():
+            return
+        if news.request.error is not None:
+            self.future.set_exception(news.request.error)
+        else:
+            self.future.set_result(self.noted)

@@ -63,7 +63,10 @@ class Visitor:
     def open(self, url: str, context: BrowserContext | None = None, *, ready: bool = True, **options: Any) -> Page:
         page = (context or self.context(**options)).new_page()
         host = url.split("/")[2]
-        page.on("request", lambda r: self.complain(f"asked {r.url}", r.url.split("/")[2:3] != [host] and r.url[:5] != "data:"))
+        page.on(
+            "request",
+            lambda r: self.complain(f"asked {r.url}", r.url.split("/")[2:3] != [host] and r.url[:5] != "data:"),
+        )
         page.on("console", lambda m: self.complain(f"{m.text} {m.location['url']}", m.type in ("error", "warning")))
         page.on("pageerror", lambda e: self.complain(f"script error: {e}", True))
         page.on("dialog", lambda d: self.complain(f"dialog: {d.message}", True))

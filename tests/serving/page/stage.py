@@ -24,14 +24,14 @@ INFO: dict[str, Any] = {
     "guides": [
         {
             "name": "polite",
-            "objectives": [{"name": "polite", "description": "Friendly and respectful.", "direction": "higher"}],
+            "objectives": [{"name": "polite", "description": "Friendly and respectful.", "direction": "maximize"}],
             "recommended_weight": 1.0,
             "conditioned": False,
         },
         {
             "name": "values",
             "objectives": [
-                {"name": name, "description": f"It is {name}.", "direction": "higher"}
+                {"name": name, "description": f"It is {name}.", "direction": "maximize"}
                 for name in ("helpful", "harmless", "concise")
             ],
             "recommended_weight": 0.9,
@@ -55,8 +55,14 @@ def note(token: str, ratio: float = 0.0, token_id: int = 7) -> dict[str, Any]:
         "kl": 0.25,
         "guides": {"polite": base + ratio, "values": base + ratio},
         "objectives": {name: {"logprob": base + ratio, "log_ratio": ratio} for name in names},
-        "top": [{"token": token, "token_id": token_id, "logprob": -1.0}, {"token": " b", "token_id": 1, "logprob": -3.0}],
-        "base_top": [{"token": " a", "token_id": 0, "logprob": -0.5}, {"token": token, "token_id": token_id, "logprob": base}],
+        "top": [
+            {"token": token, "token_id": token_id, "logprob": -1.0},
+            {"token": " b", "token_id": 1, "logprob": -3.0},
+        ],
+        "base_top": [
+            {"token": " a", "token_id": 0, "logprob": -0.5},
+            {"token": token, "token_id": token_id, "logprob": base},
+        ],
     }
 
 
@@ -134,9 +140,7 @@ class Stage:
                 held.append(token)
             if held and (len(held) >= self.together or not isinstance(token, str) or not token):
                 begin = self.written[name]
-                notes = [
-                    note(each, self.ratios[min(begin + i, len(self.ratios) - 1)]) for i, each in enumerate(held)
-                ]
+                notes = [note(each, self.ratios[min(begin + i, len(self.ratios) - 1)]) for i, each in enumerate(held)]
                 self.written[name] += len(held)
                 more = {"guidance": {"tokens": notes}} if scored else {"logprobs": {"content": [{}] * len(held)}}
                 yield chunk({"content": "".join(held)}, **more)

@@ -55,8 +55,18 @@ def test_a_file_that_is_known_is_not_sent_again(client):
 
 @pytest.mark.parametrize(
     "path",
-    ["/page/", "/page/nothing.js", "/page/../playground.py", "/page/%2e%2e/playground.py", "/page/js/%2e%2e/index.html"]
-    + ["/page//index.html", "/page/js", "/page/..%2fplayground.py", "/page/index.html%00", "/page/js/main.js/"],
+    [
+        "/page/",
+        "/page/nothing.js",
+        "/page/../playground.py",
+        "/page/%2e%2e/playground.py",
+        "/page/js/%2e%2e/index.html",
+        "/page//index.html",
+        "/page/js",
+        "/page/..%2fplayground.py",
+        "/page/index.html%00",
+        "/page/js/main.js/",
+    ],
 )
 def test_nothing_else_is_served(client, path):
     asked = http.client.HTTPConnection(client.base_url.host, client.base_url.port)  # sends a path as it is
@@ -74,7 +84,9 @@ def test_a_range_is_not_cut_out(client):
 
 
 def test_vendored_files_are_those_of_the_packages():
-    table = re.findall(r"^\| (\S+) \| \S+ \| \S+ \|.*\| ([0-9a-f]{64}) \|$", (FOLDER / "vendor/README.md").read_text(), re.M)
+    table = re.findall(
+        r"^\| (\S+) \| \S+ \| \S+ \|.*\| ([0-9a-f]{64}) \|$", (FOLDER / "vendor/README.md").read_text(), re.M
+    )
     assert {name for name, _ in table} == {p.name for p in (FOLDER / "vendor").iterdir()} - {"README.md"}
     for name, digest in table:
         assert hashlib.sha256((FOLDER / "vendor" / name).read_bytes()).hexdigest() == digest, name

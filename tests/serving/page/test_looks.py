@@ -18,7 +18,7 @@ EVIL = [
     "<svg onload=\"window.bad='svg'\"></svg>",
     "<iframe srcdoc=\"<script>parent.bad='frame'</script>\"></iframe>",
     "<style>body{display:none}</style>",
-    "<b onclick=\"window.bad='on'\" style=\"position:fixed\">b</b>",
+    '<b onclick="window.bad=\'on\'" style="position:fixed">b</b>',
     "[link](javascript:window.bad='link')",
     "[link](data:text/html,<script>window.bad='data'</script>)",
     "![image](https://example.org/pixel.png)",
@@ -51,7 +51,10 @@ def test_nothing_that_a_model_or_a_user_writes_is_run(visitor, stage, view):
 
 def test_names_and_descriptions_are_text(visitor, stage):
     evil = EVIL[0]
-    stage.info["presets"] = {evil: {"weights": {}, "strength": 2}, "__proto__": {"weights": {"polite": 1}, "strength": 1}}
+    stage.info["presets"] = {
+        evil: {"weights": {}, "strength": 2},
+        "__proto__": {"weights": {"polite": 1}, "strength": 1},
+    }
     stage.info["model"] = evil
     for guide in stage.info["guides"]:
         guide["name"] += evil
@@ -69,7 +72,14 @@ def test_names_and_descriptions_are_text(visitor, stage):
 
 def test_the_policy_and_the_trusted_types_hold(visitor, stage):
     """The guards would stop what the code does not do: each of these is refused."""
-    visitor.expected = ["policy violated", "Content Security Policy", "TrustedHTML", "violates", "This document requires", "example.org"]
+    visitor.expected = [
+        "policy violated",
+        "Content Security Policy",
+        "TrustedHTML",
+        "violates",
+        "This document requires",
+        "example.org",
+    ]
     page = visitor.open(stage.url)
     refused = page.evaluate(
         """async () => {
@@ -81,7 +91,9 @@ def test_the_policy_and_the_trusted_types_hold(visitor, stage):
             attempt('script', () => { script.text = 'window.bad = 1'; });
             await fetch('https://example.org/').catch(() => seen.push('fetch'));
             const image = new Image();
-            await new Promise((done) => { image.onerror = () => { seen.push('image'); done(); }; image.src = 'https://example.org/a.png'; });
+            image.src = 'https://example.org/a.png';
+            await new Promise((done) => image.addEventListener('error', done));
+            seen.push('image');
             return seen;
         }"""
     )
@@ -103,7 +115,18 @@ def violations(page) -> list[str]:
     ids=["light", "dark", "phone"],
 )
 def test_axe_finds_nothing(visitor, stage, how):
-    stage.tokens = ["# A\n\n", "- b **c**\n\n", "`d` [e](https://example.org)\n\n", "|a|b|\n|-|-|\n|1|2|\n\n", "```\nx\n```\n\n", "f", " g", " h", " i", " j"]
+    stage.tokens = [
+        "# A\n\n",
+        "- b **c**\n\n",
+        "`d` [e](https://example.org)\n\n",
+        "|a|b|\n|-|-|\n|1|2|\n\n",
+        "```\nx\n```\n\n",
+        "f",
+        " g",
+        " h",
+        " i",
+        " j",
+    ]
     stage.ratios = [0.0, 0.2, 0.7, 2.0, 4.0, -0.2, -0.7, -2.0, -4.0, 0.0]
     page = visitor.open(stage.url, **how)
     assert violations(page) == []
@@ -163,7 +186,10 @@ def test_everything_can_be_done_from_the_keyboard(visitor, stage):
         "() => { const e = document.activeElement, by = document.getElementById(e.getAttribute('aria-labelledby'));"
         " return e.id || e.getAttribute('aria-label') || by?.textContent || e.textContent.trim(); }"
     )
-    ring = "() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 || s.strokeWidth === '4px'; }"
+    ring = (
+        "() => { const s = getComputedStyle(document.activeElement);"
+        " return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 || s.strokeWidth === '4px'; }"
+    )
     seen = []
     for _ in range(60):
         name = page.evaluate(focused)
@@ -174,7 +200,16 @@ def test_everything_can_be_done_from_the_keyboard(visitor, stage):
             page.keyboard.type("hello")
             break
         page.keyboard.press("Tab")
-    for name in ("Skip to the prompt", "new", "open-share", "open-settings", "theme", "compare", "kind", "Strength, exact"):
+    for name in (
+        "Skip to the prompt",
+        "new",
+        "open-share",
+        "open-settings",
+        "theme",
+        "compare",
+        "kind",
+        "Strength, exact",
+    ):
         assert name in seen, seen
     assert any(name.startswith("Mixture of") for name in seen)
     page.keyboard.press("Enter")
@@ -217,8 +252,9 @@ def test_screen_readers_hear_the_ends_and_not_every_word(visitor, stage):
     stage.tokens = ["word "] * 50
     page = visitor.open(stage.url)
     page.evaluate(
-        "() => { window.said = []; new MutationObserver(() => window.said.push(document.getElementById('status').textContent))"
-        ".observe(document.getElementById('status'), {childList: true, characterData: true, subtree: true}); }"
+        "() => { const status = document.getElementById('status'); window.said = [];"
+        " const watch = new MutationObserver(() => window.said.push(status.textContent));"
+        " watch.observe(status, {childList: true, characterData: true, subtree: true}); }"
     )
     ask(page)
     finished(page, 2)

@@ -68,7 +68,7 @@ def test_moves_are_gathered_and_the_last_one_wins(visitor, stage):
     slider(page, "Strength").focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    expect(page.locator(".mark")).to_have_text("strength 2")
+    expect(page.locator(".mark b")).to_have_text("strength 2")
     moved.set()
     finished(page)
     strengths = [change["strength"] for change in stage.changes]
@@ -83,7 +83,7 @@ def test_a_change_before_the_first_token_is_not_lost(visitor, stage):
     ask(page)
     number(page, "polite").fill("-1.5")
     asked.set()
-    expect(page.locator(".mark")).to_have_text("polite −1.5")
+    expect(page.locator(".mark b")).to_have_text("polite −1.5")
     changed.set()
     finished(page)
     assert stage.changes[-1]["weights"]["polite"] == -1.5
@@ -129,6 +129,14 @@ def test_presets_set_everything(visitor, stage):
     assert number(page, "Weight of the mixture").input_value() == "0.9"
 
 
+def test_the_servers_default_is_where_it_begins(visitor, stage):
+    stage.info["default"] = {"weights": {"polite": 0.4, "harmless": 0.6}, "strength": 0.5, "description": None}
+    page = visitor.open(stage.url)
+    assert number(page, "Strength").input_value() == "0.5" and number(page, "polite").input_value() == "0.4"
+    assert number(page, "harmless, %").input_value() == "100"
+    assert page.get_by_role("button", name="Default", exact=True).get_attribute("aria-pressed") == "true"
+
+
 def test_a_link_restores_the_settings_and_tells_nobody(visitor, stage):
     page = visitor.open(stage.url)
     number(page, "Strength").fill("-0.75")
@@ -163,7 +171,12 @@ def test_a_link_restores_the_settings_and_tells_nobody(visitor, stage):
 
 @pytest.mark.parametrize(
     ("fragment", "words"),
-    [("#v=99&s=2", "newer one"), ("#v=1&s=1e999&t=7", "“s”"), ("#v=1&w.kindness=2", "kindness"), ("#v=1&w.polite=NaN", "polite")],
+    [
+        ("#v=99&s=2", "newer one"),
+        ("#v=1&s=1e999&t=7", "“s”"),
+        ("#v=1&w.kindness=2", "kindness"),
+        ("#v=1&w.polite=NaN", "polite"),
+    ],
 )
 def test_a_link_that_does_not_hold_says_so(visitor, stage, fragment, words):
     page = visitor.open(stage.url + "/" + fragment)
@@ -193,7 +206,16 @@ def test_tokens_are_coloured_and_tell_about_themselves(visitor, stage):
     page.locator(".token").first.hover()
     told = page.locator("#popover")
     expect(told).to_be_visible()
-    for words in ("␣very", "all, weighted", "+4.00", "helpful", "55× likelier", "Before (base)", "After (guided)", "KL 0.250"):
+    for words in (
+        "␣very",
+        "all, weighted",
+        "+4.00",
+        "helpful",
+        "55× likelier",
+        "Before (base)",
+        "After (guided)",
+        "KL 0.250",
+    ):
         assert words in told.inner_text(), words
     assert told.locator("ol").count() == 2
     assert "61 %" in told.locator("ol").first.inner_text() and "37 %" in told.locator("ol").last.inner_text()
@@ -213,7 +235,9 @@ def test_tokens_are_coloured_and_tell_about_themselves(visitor, stage):
 
 
 def test_a_tap_opens_the_popover_on_a_phone(visitor, stage):
-    page = visitor.open(stage.url + "/#v=1&compare=0&view=tokens", viewport={"width": 360, "height": 640}, has_touch=True)
+    page = visitor.open(
+        stage.url + "/#v=1&compare=0&view=tokens", viewport={"width": 360, "height": 640}, has_touch=True
+    )
     ask(page)
     finished(page)
     page.locator(".token").first.tap()
@@ -254,11 +278,11 @@ def test_without_scores_there_is_text_and_marks(visitor, stage):
     ask(page)
     expect(page.locator(".prose")).to_contain_text("two")
     number(page, "Strength").fill("2")
-    expect(page.locator(".prose .mark")).to_have_text("strength 2")
+    expect(page.locator(".prose .mark b")).to_have_text("strength 2")
     moved.set()
     finished(page)
     assert "rewards" not in stage.asked[0]["guidance"] and stage.asked[0]["logprobs"] is True
-    expect(page.locator(".prose")).to_have_text("one two strength 2 three")
+    expect(page.locator(".prose")).to_have_text("one two (steering: strength 2) three")
     assert page.locator(".switch").is_hidden()
 
 
@@ -282,7 +306,10 @@ def test_snippets_run_as_they_are(visitor, triple, tmp_path):
             "temperature": 0.7,
             "seed": 4,
             "max_tokens": 8,
-            "guidance": {"weights": {"polite": 1} | dict.fromkeys(("helpful", "harmless", "concise"), 0.3333), "strength": 0.5},
+            "guidance": {
+                "weights": {"polite": 1} | dict.fromkeys(("helpful", "harmless", "concise"), 0.3333),
+                "strength": 0.5,
+            },
         }
         with live.client() as client:
             wanted = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]

@@ -19,7 +19,8 @@ from trimtab.serving.api.schema.requests import Drawing
 from trimtab.serving.api.scores import Scores
 from trimtab.serving.api.streams import EventStream
 from trimtab.serving.errors import ApiError
-from trimtab.serving.gateway import AnswerTooLongError, Gateway
+from trimtab.serving.gateway import Gateway
+from trimtab.serving.room import AnswerTooLongError
 from trimtab.serving.tickets import Ticket, Update
 
 _GRACE = 10.0  # seconds beyond the deadline in which a stream may still tell that it was missed

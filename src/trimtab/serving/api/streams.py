@@ -27,7 +27,8 @@ _PING = b": ping\n\n"
 
 def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Return what OpenAPI says of an answer that comes whole or, for ``stream``, as events."""
-    events = {"schema": {"type": "string", "description": "Chunks of the answer, each after 'data: '; then [DONE]."}}
+    data = {"type": "string", "description": "A chunk of the answer as JSON, or an error; at the end [DONE]."}
+    events = {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
     return {200: {"model": model, "description": "The answer.", "content": {"text/event-stream": events}}}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from trimtab.decoding.config import Sampling
+from trimtab.decoding.config import MAX_STOPS, Sampling
 from trimtab.engine.guidance import Guidance
 from trimtab.models import Text
 from trimtab.serving.api.schema.fields import (
@@ -114,7 +114,7 @@ class Drawing(Strict):
     n: int | None = Field(None, ge=1, le=128, description="Answers to each prompt.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same request: same answer.")
     stop: Stops = Field(None, description="Texts before which the answer ends.")
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="Tokens that end the answer."
     )
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Fewest tokens before the answer may end.")

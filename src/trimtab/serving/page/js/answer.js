@@ -72,6 +72,7 @@ export class Answer {
     for (let i = 0; i < count; i++) this.offsets.push(begin);
     this.count += count;
     for (const token of tokens) {
+      token.shown = this.textOf(token.token);
       // What a token is worth to the guides depends on how strongly they pulled when it was drawn.
       token.pull = weightedSum(token, this.weightsAt(this.tokens.length));
       this.tokens.push(token);
@@ -83,6 +84,17 @@ export class Answer {
       }
     }
     this.schedule();
+  }
+
+  /** Return what a token shows as: a character whose bytes are several tokens stands at the last of them. */
+  textOf(token) {
+    if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(token)) {
+      this.decoder = undefined;
+      return token;
+    }
+    this.decoder ??= new TextDecoder();
+    const bytes = token.slice(6).split("\\x").slice(1).map((pair) => Number.parseInt(pair, 16));
+    return this.decoder.decode(new Uint8Array(bytes), { stream: true }) || "◌";
   }
 
   weightsAt(i) {
@@ -131,7 +143,8 @@ export class Answer {
   markNode(i) {
     const mark = this.marks[i];
     if (!mark) return document.createTextNode("");
-    const node = el("span", { class: "mark", data: { token: mark.token } }, el("span", {}));
+    const aside = (text) => el("span", { class: "visually-hidden", text });
+    const node = el("span", { class: "mark", data: { token: mark.token } }, aside(" (steering: "), el("b", {}), aside(")"));
     node.prepend(svg("svg", { viewBox: "0 0 10 12", "aria-hidden": "true" }, svg("path", { d: "M1 1v10M1 1l8 3-8 3z" })));
     relabel(node, mark.label);
     mark.nodes = [...mark.nodes.filter((other) => other.isConnected), node];
@@ -188,5 +201,5 @@ export class Answer {
 }
 
 function relabel(node, label) {
-  node.lastChild.textContent = label || "as before";
+  node.querySelector("b").textContent = label || "as before";
 }

@@ -22,8 +22,11 @@ export class Chat {
     this.running = new Set();
     this.measures = measures(this.info);
     this.following = true;
+    this.reached = 0;
     this.log.addEventListener("scroll", () => {
-      this.following = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
+      const { scrollTop, scrollHeight, clientHeight } = this.log;
+      if (Math.abs(scrollTop - this.reached) < 8) return; // it was the page itself
+      this.following = !this.stacked() && scrollHeight - scrollTop - clientHeight < 60;
     });
     this.store.listen((now, before) => this.settled(now, before));
   }
@@ -130,8 +133,23 @@ export class Chat {
     this.follow();
   }
 
+  /** Keep the end of what is being written in sight, until somebody scrolls; on a phone that of the guided side. */
   follow() {
-    if (this.following && !this.popover.open) this.log.scrollTop = this.log.scrollHeight;
+    if (!this.following || this.popover.open) return;
+    const guided = this.stacked();
+    if (!guided) this.log.scrollTop = this.log.scrollHeight;
+    else if (guided.busy) {
+      const below = guided.element.getBoundingClientRect().bottom - this.log.getBoundingClientRect().bottom;
+      this.log.scrollTop += below + 24;
+    }
+    this.reached = this.log.scrollTop;
+  }
+
+  /** Return the last guided answer if the base's stands below it. */
+  stacked() {
+    const { guided, base } = this.turns.at(-1)?.answers ?? {};
+    if (!guided || !base) return null;
+    return base.element.getBoundingClientRect().top >= guided.element.getBoundingClientRect().bottom ? guided : null;
   }
 
   /** Stop everything that is being written. */

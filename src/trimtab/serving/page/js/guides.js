@@ -9,7 +9,7 @@
  * @typedef {{name: string, description?: string, direction?: string}} Objective
  * @typedef {{name: string, objectives: Objective[], recommended_weight: number, conditioned: boolean,
  *   weight_range?: [number, number]}} Guide
- * @typedef {{base: string, model: string, guides: Guide[], presets: Record<string, Guidance>, limits: object}} Info
+ * @typedef {{base: string, model: string, guides: Guide[], presets: Record<string, Guidance>, default?: Guidance|null, limits: object}} Info
  * @typedef {{weights: Record<string, number>, strength: number}} Guidance
  * @typedef {{weight: number, shares: Record<string, number>}} Pull
  */
@@ -23,11 +23,17 @@ function weightName(info, guide, objective) {
   return clash ? `${guide.name}/${objective}` : objective;
 }
 
-/** Return the pulls that hold when nobody says anything: recommended weights, even mixtures. */
-export function recommended(info) {
+/** Return the pulls of guidance without weights: recommended weights, even mixtures. */
+function recommended(info) {
   return Object.fromEntries(
     info.guides.map((guide) => [guide.name, { weight: guide.recommended_weight, shares: evenShares(guide) }]),
   );
+}
+
+/** Return the pulls and the strength that the server applies when a request says nothing. */
+export function initial(info) {
+  const { pulls, strength } = fromGuidance(info, info.default ?? {});
+  return { pulls, strength };
 }
 
 /** Return an even mixture; none for a guide that takes no preference. */

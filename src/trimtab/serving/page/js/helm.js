@@ -1,7 +1,7 @@
 /** The helm: everything that steers. Each control writes to the store, and shows what the store holds. */
 
 import { $, clamp, el, short } from "./dom.js";
-import { fromGuidance, recommended, sameGuidance, toGuidance, withShare } from "./guides.js";
+import { fromGuidance, initial, sameGuidance, toGuidance, withShare } from "./guides.js";
 import { guidanceOf } from "./settings.js";
 import { SimplexPad } from "./simplex.js";
 
@@ -57,9 +57,10 @@ export class Helm {
   }
 
   presets() {
-    const named = { Recommended: toGuidance(this.info, recommended(this.info), 1), ...this.info.presets, "Base only": null };
-    const chips = Object.entries(named).map(([name, guidance]) => {
-      const chip = el("button", { type: "button", class: "chip", text: name });
+    const { pulls, strength } = initial(this.info);
+    const first = [this.info.default ? "Default" : "Recommended", toGuidance(this.info, pulls, strength)];
+    const chips = [first, ...Object.entries(this.info.presets), ["Base only", null]].map(([name, guidance]) => {
+      const chip = el("button", { type: "button", class: "chip", text: name, title: guidance?.description });
       chip.addEventListener("click", () => {
         if (guidance === null) this.store.set({ strength: 0 });
         else {
@@ -132,7 +133,7 @@ export class Helm {
 }
 
 function described(objectives) {
-  return objectives.map((o) => (o.description ?? "") + (o.direction === "lower" ? " Less of it is better." : "")).join(" ").trim();
+  return objectives.map((o) => (o.description ?? "") + (o.direction === "minimize" ? " Less of it is better." : "")).join(" ").trim();
 }
 
 /** Say in a few words how it steers now. */

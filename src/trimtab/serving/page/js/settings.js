@@ -1,6 +1,6 @@
 /** The settings: what they are, where they live, and the link that restores them. */
 
-import { evenShares, fromGuidance, recommended, toGuidance } from "./guides.js";
+import { evenShares, fromGuidance, initial, toGuidance } from "./guides.js";
 
 const VERSION = "1";
 const KEY = "trimtab-api-key";
@@ -8,8 +8,7 @@ const KEY = "trimtab-api-key";
 /** Return the settings of a first visit. */
 export function defaults(info) {
   return {
-    pulls: recommended(info),
-    strength: 1,
+    ...initial(info),
     compare: info.guides.length > 0,
     view: "text",
     measure: "",

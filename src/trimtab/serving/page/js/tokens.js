@@ -48,10 +48,10 @@ export class TokenView {
         class: `token ${shade(this.measure(token))}`,
         role: "button",
         tabindex: this.spans.length === this.current ? "0" : "-1",
-        text: token.token,
+        text: token.shown,
         data: { i: this.spans.length },
       });
-      if (token.token.trim() === "") span.setAttribute("aria-label", token.token.includes("\n") ? "line break" : "space");
+      if (token.shown.trim() === "") span.setAttribute("aria-label", token.token.includes("\n") ? "line break" : "space");
       this.spans.push(span);
       fresh.append(span);
     }
