@@ -26,6 +26,7 @@ from trimtab.evaluation.judges import (
 )
 from trimtab.evaluation.judges.cache import ReplyCache, content_key
 from trimtab.evaluation.judges.endpoint import chat_url, retry_after
+from trimtab.evaluation.judges.lengths import win_rate_at_equal_length
 from trimtab.evaluation.judges.prompts import ask
 
 KEY = "sk-secret-0123456789"
@@ -100,6 +101,21 @@ def test_by_hand():
     assert report.shown_first == pytest.approx(6 / 9)
     empty = JudgeReport.of("j", [JudgedPair("none", (None, None), (1, 1))])
     assert (empty.win_rate, empty.consistency, empty.shown_first, empty.unjudged) == (None, None, None, 1)
+
+
+def test_the_win_rate_at_equal_length():
+    """Wins that length alone explains vanish; wins at every length stay."""
+    lengths = [(20 + d, 20) for d in (-8, -4, -2, 2, 4, 8)] * 10
+    by_length = [float(a > b) for a, b in lengths]
+    assert win_rate_at_equal_length(by_length, lengths) == pytest.approx(0.5, abs=1e-6)
+    longer = [(a, b) for a, b in lengths if a > b] * 2
+    # Longer in all pairs, and wins in 9 of 10: at equal length less than that.
+    rate = win_rate_at_equal_length([float(i % 10 != 0) for i in range(len(longer))], longer)
+    assert 0.5 < rate < 0.9
+    even = [float(i % 4 != 0) for i in range(40)]
+    assert win_rate_at_equal_length(even, [(5, 5)] * 40) == pytest.approx(0.75, abs=1e-3)
+    assert win_rate_at_equal_length([1.0] * 40, [(5, 5)] * 40) > 0.95
+    assert win_rate_at_equal_length(even[:19], [(5, 5)] * 19) is None
 
 
 @pytest.mark.parametrize(

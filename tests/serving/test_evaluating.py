@@ -6,16 +6,27 @@ import json
 
 import pytest
 
+import tiny
+from serving.conftest import serving
 from trimtab.cli.main import main
+from trimtab.engine import load
 from trimtab.evaluation.attribution import attribute
 from trimtab.evaluation.judges import AnswerPair, JudgeConfig, judge_pairs
 
 PAIRS = [AnswerPair("one", "Say hi.", "Hi there.", "No."), AnswerPair("two", "And now?", "Well", "Bye, dear")]
 
 
-def test_our_own_server_is_a_judge(server, tmp_path):
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A server whose model reads enough to be asked about two answers."""
+    folder = tiny.save_base(tmp_path_factory.mktemp("base"), tiny.make_llama(context=2048), tiny.make_tokenizer())
+    with load(folder, dtype="float32") as engine, serving(engine, presets={}) as live:
+        yield live
+
+
+def test_our_own_server_is_a_judge(judge, tmp_path):
     """A tiny random model is no judge of anything, but by the probabilities of A and B it has a verdict."""
-    config = JudgeConfig(judge_url=f"{server.url}/v1", judge_model=server.model, verdict="logprobs", concurrency=2)
+    config = JudgeConfig(judge_url=f"{judge.url}/v1", judge_model=judge.model, verdict="logprobs", concurrency=2)
     report, judged = judge_pairs(PAIRS, config, cache=tmp_path / "cache.jsonl")
     assert report.wins + report.ties + report.losses + report.unjudged == 2
     for pair in judged:
@@ -25,22 +36,22 @@ def test_our_own_server_is_a_judge(server, tmp_path):
     replies = [json.loads(line)["reply"] for line in (tmp_path / "cache.jsonl").read_text().splitlines()]
     assert len(replies) == 4
     assert all(len(reply["logprobs"]["content"][0]["top_logprobs"]) == 20 for reply in replies)
-    assert server.idle()
+    assert judge.idle()
 
 
-def test_a_judge_in_words(server, capsys, tmp_path):
+def test_a_judge_in_words(judge, capsys, tmp_path):
     for name, answers in (("a", [pair.a for pair in PAIRS]), ("b", [pair.b for pair in PAIRS])):
         rows = [{"id": p.id, "prompt": p.prompt, "response": text} for p, text in zip(PAIRS, answers, strict=True)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [
-        "judge", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--judge-url", f"{server.url}/v1",
-        "--judge-model", f"{server.model}:plain", "--max-reply-tokens", "4", "--no-use-cache", "--yes", "--json",
+        "judge", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--judge-url", f"{judge.url}/v1",
+        "--judge-model", judge.model, "--max-reply-tokens", "4", "--no-use-cache", "--yes", "--json",
     ]  # fmt: skip
     with pytest.raises(SystemExit) as leave:
         main(arguments)
     assert leave.value.code == 0
-    assert json.loads(capsys.readouterr().out)["judge"] == f"{server.model}:plain"
-    assert server.idle()
+    assert json.loads(capsys.readouterr().out)["judge"] == judge.model
+    assert judge.idle()
 
 
 def test_the_playgrounds_numbers_are_those_of_score(client, server):

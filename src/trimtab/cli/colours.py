@@ -129,5 +129,6 @@ def _number(value: float | None, *, sign: bool = False) -> str:
 
 def _visible(token: str) -> str:
     """Return a token with what a terminal would act on made visible."""
+    token = token.removeprefix("bytes:") if token.startswith("bytes:\\x") else token
     shown = token.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
     return "".join(char if char.isprintable() or char == "⏎" else "�" for char in shown)

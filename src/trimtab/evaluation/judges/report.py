@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from trimtab.evaluation.judges.lengths import win_rate_at_equal_length
 from trimtab.evaluation.scorers.common import bootstrap_interval
 
 Outcome = Literal["win", "tie", "lose"]
@@ -63,7 +64,7 @@ class JudgeReport:
         unjudged: pairs without a verdict in one of the orders; they are in no rate.
         equal: pairs with the same answer twice: ties that nobody was asked about.
         win_rate: (wins + ties / 2) / judged pairs, with its 95 % bootstrap interval over pairs.
-        length_controlled: the win rate at equal length, where there are enough pairs to say.
+        length_controlled: the win rate at equal length, by a logistic fit; ``None`` for fewer than 20 judged pairs.
         preference: mean preference for the first system over both orders, 0 to 1.
         consistency: share of asked pairs whose orders gave the same verdict.
         shown_first: share of decided verdicts for the answer that was shown first (0.5 is no bias), with its interval.
@@ -115,7 +116,7 @@ class JudgeReport:
             equal=len(equal),
             win_rate=_mean(points),
             win_rate_interval=bootstrap_interval(points) if points else None,
-            length_controlled=_length_controlled(points, judged),
+            length_controlled=win_rate_at_equal_length(points, [pair.words for pair in judged]),
             preference=_mean([(one + two) / 2 for one, two in both]),
             consistency=_mean([float(pair.consistent) for pair in certain]),
             shown_first=_mean(first),
@@ -130,8 +131,3 @@ def _side(preference: float) -> int:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _length_controlled(points: Sequence[float], judged: Sequence[JudgedPair]) -> float | None:
-    del points, judged
-    return None
