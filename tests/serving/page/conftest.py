@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import tiny_guides
 from engine.blends import save_conditioned
@@ -19,6 +19,7 @@ from trimtab.engine import Engine, load
 from trimtab.models import load_base
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+expect.set_options(timeout=20_000)  # a busy machine is slow, and a check that holds does not wait
 FLAGS = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
 
 
@@ -52,7 +53,7 @@ class Visitor:
 
     def context(self, **options: Any) -> BrowserContext:
         context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         context.add_init_script(
             "document.addEventListener('securitypolicyviolation', (e) =>"
             " console.error('policy violated: ' + e.violatedDirective + ' ' + e.blockedURI));"
