@@ -20,9 +20,8 @@ LONG = {"messages": MESSAGES, "max_tokens": 400, "ignore_eos": True}
 def raw(live, path: str, body: dict) -> socket.socket:
     """Send a request and leave the connection open."""
     content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json"]
+    head = "\r\n".join([*lines, f"content-length: {len(content)}", "", ""])
     connection = socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1])))
     connection.sendall(head.encode() + content)
     return connection

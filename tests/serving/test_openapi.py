@@ -34,3 +34,15 @@ def test_what_it_says_is_what_the_server_does(server, client, engine, tmp_path, 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert server.idle()
     canary(client, engine)
+
+
+def test_bounds_in_the_documentation_are_those_of_the_server(client):
+    """Every field of a body is in the table of the documentation, under its name."""
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("ChatRequest", "CompletionRequest", "GuidanceRequest"):
+        for field, schema in schemas[name]["properties"].items():
+            if "Not supported" not in schema.get("description", ""):
+                assert f"`{field}`" in page, f"{name}.{field}"
+    for path in client.get("/openapi.json").json()["paths"]:
+        assert path in page, path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -36,15 +36,19 @@ async def chat_completions(
     limit = "max_completion_tokens" if body.max_completion_tokens else "max_tokens" if body.max_tokens else None
     most = body.max_completion_tokens or body.max_tokens or gateway.max_model_len
     order = make_order(request, body, max_tokens=most, top=(body.top_logprobs or 0) if body.logprobs else None)
-    starting = begin(request, order, [body.turns()], owner=owner, prefix="chatcmpl-", source="messages", limit=limit)
+
+    def start() -> Awaitable[Ticket]:
+        turns = [body.turns()]
+        return begin(request, order, turns, owner=owner, prefix="chatcmpl-", source="messages", limit=limit)
+
     if body.stream:
-        ticket = await attended(request, starting)
+        ticket = await attended(request, start())
         return stream_of(ticket, _chunks(ticket, body, order))
-    return await attended(request, _whole(starting, body, order))
+    return await attended(request, _whole(start, body, order))
 
 
-async def _whole(starting: Awaitable[Ticket], body: ChatRequest, order: Order) -> Response:
-    ticket = await starting
+async def _whole(start: Callable[[], Awaitable[Ticket]], body: ChatRequest, order: Order) -> Response:
+    ticket = await start()
     choices = [
         {
             "index": index,

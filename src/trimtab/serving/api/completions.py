@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -90,7 +90,7 @@ class _Work:
         """Read the prompts if they are to be scored, and begin the answers."""
         body = self._body
         echoes = await self._echoes() if body.echo else []
-        starting: Awaitable[Ticket] = begin(
+        ticket = await begin(
             self._request,
             self._order,
             body.prompt,
@@ -99,7 +99,7 @@ class _Work:
             source="prompt",
             limit=None if body.max_tokens is None else "max_tokens",
         )
-        return echoes, await starting
+        return echoes, ticket
 
     async def whole(self) -> Response:
         """Return the finished answers."""

@@ -14,8 +14,8 @@ from trimtab.serving.errors import encodable
 MAX_TEXT = 2**22  # characters; a body may be shorter still
 MAX_IDS = 2**20
 MAX_PROMPTS = 64
-MAX_MESSAGES = 4096
-MAX_PARTS = 256
+MAX_MESSAGES = 2048
+MAX_PARTS = 64
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TOKENS = 2**31 - 1
 
