@@ -26,7 +26,6 @@ from trimtab.evaluation.judges import (
 )
 from trimtab.evaluation.judges.cache import ReplyCache, content_key
 from trimtab.evaluation.judges.endpoint import chat_url, retry_after
-from trimtab.evaluation.judges.lengths import win_rate_at_equal_length
 from trimtab.evaluation.judges.prompts import ask
 
 KEY = "sk-secret-0123456789"
@@ -104,18 +103,17 @@ def test_by_hand():
 
 
 def test_the_win_rate_at_equal_length():
-    """Wins that length alone explains vanish; wins at every length stay."""
+    """Wins that length alone explains vanish at equal length; with few pairs nothing is said."""
     lengths = [(20 + d, 20) for d in (-8, -4, -2, 2, 4, 8)] * 10
-    by_length = [float(a > b) for a, b in lengths]
-    assert win_rate_at_equal_length(by_length, lengths) == pytest.approx(0.5, abs=1e-6)
-    longer = [(a, b) for a, b in lengths if a > b] * 2
-    # Longer in all pairs, and wins in 9 of 10: at equal length less than that.
-    rate = win_rate_at_equal_length([float(i % 10 != 0) for i in range(len(longer))], longer)
-    assert 0.5 < rate < 0.9
-    even = [float(i % 4 != 0) for i in range(40)]
-    assert win_rate_at_equal_length(even, [(5, 5)] * 40) == pytest.approx(0.75, abs=1e-3)
-    assert win_rate_at_equal_length([1.0] * 40, [(5, 5)] * 40) > 0.95
-    assert win_rate_at_equal_length(even[:19], [(5, 5)] * 19) is None
+    pairs = [JudgedPair(str(i), (float(a > b),) * 2, (a, b)) for i, (a, b) in enumerate(lengths)]
+    report = JudgeReport.of("j", pairs)
+    assert report.length_controlled == pytest.approx(0.5, abs=1e-6)
+    assert report.length_controlled_interval[0] < 0.5 < report.length_controlled_interval[1]
+    longer = [pair for pair in pairs if pair.words[0] > pair.words[1]] * 2
+    ours = [JudgedPair(str(i), (float(i % 10 != 0),) * 2, pair.words) for i, pair in enumerate(longer)]
+    report = JudgeReport.of("j", ours)
+    assert 0.5 < report.length_controlled < report.win_rate
+    assert JudgeReport.of("j", pairs[:19]).length_controlled is None
 
 
 @pytest.mark.parametrize(
