@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from engine_bench.making import make_guides
+
 from serving_bench.jobs import Job, make_jobs
 from serving_bench.phases import Ramp, closed, ramp
 from serving_bench.server import serving
-
-import trimtab
+from trimtab.engine import load
 from trimtab.models import load_base
 
 OBJECTIVES = ("o0", "o1")  # of the random guide for two objectives
@@ -45,7 +45,7 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
     base = load_base(options.base)
     guide = make_guides(base, folder / "guides", ("uniarm-2",))["uniarm-2"]
     print("writing the right answers, one at a time", flush=True)
-    with trimtab.load(base, [guide], config={"kernels": "native"}) as engine:
+    with load(base, [guide], config={"kernels": "native"}) as engine:
         jobs = make_jobs(engine, OBJECTIVES, options.jobs, options.tokens)
     flags = ["--base", options.base, "--guide", str(guide), "--kernels", "native", "--served-model-name", "model"]
     flags += ["--max-num-seqs", "32", "--max-queued-requests", "32", *options.flags]
