@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Reading(Request):
         combined: log-probabilities of the guided distribution.
         watch: what is noted of each token beside; ``None``: nothing.
         noted: what was noted.
+        observer: called with the base's logits and z', both (T, V), of each piece that is scored; ``None``: nobody.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Reading(Request):
         self.combined: list[float] = []
         self.watch: Watch | None = None
         self.noted: list[TokenScores] = []
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.answer = list(answer)
         self._core, self._weights = core, [pull.weight for pull in pulls]
         self._at = 0  # tokens scored
@@ -89,6 +91,8 @@ class Reading(Request):
         except NumericalError as error:
             self.error = error
             return
+        if self.observer is not None:
+            self.observer(logits[BASE], z)
         self.base += _taken(logits[BASE], answer)
         self.combined += _taken(z, answer)
         for j, scored in enumerate(logits[1:]):
