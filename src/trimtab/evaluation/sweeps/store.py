@@ -40,6 +40,27 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a folder that a run may not write to, before any work.
+
+    Raises:
+        OutputError: it is a file, or holds what is not a run's.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file: name a folder as --output-dir.")
+    if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
+        raise OutputError(
+            f"{path} holds files that are not of 'trimtab evaluate': name a new folder as --output-dir."
+        )
+
+
+def known_keys(path: Path) -> set[str]:
+    """Return the keys of the answers that a folder has, without changing it."""
+    folder = RunFolder(path)
+    records = [r for name in (_CACHE, SAMPLES) if (path / name).exists() for r in folder.records_of(path / name)]
+    return {record["key"] for record in records}
+
+
 class RunFolder:
     """A run's folder, held by one process at a time. A context manager.
 
@@ -166,13 +187,7 @@ class RunFolder:
         self._files = {}
 
     def _make(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file: name a folder as --output-dir.")
-        foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _MARK).exists()
-        if foreign:
-            raise OutputError(
-                f"{self.path} holds files that are not of 'trimtab evaluate': name a new folder as --output-dir."
-            )
+        check_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / _MARK).touch()
 
@@ -188,6 +203,10 @@ class RunFolder:
             os.truncate(path, len(whole))
         for record in self._records(whole):
             self._known[name][record["key"]] = record
+
+    def records_of(self, path: Path) -> Iterator[Record]:
+        """Return the records in a file; what is none is counted as damaged."""
+        return self._records(path.read_bytes())
 
     def _records(self, content: bytes) -> Iterator[Record]:
         for line in content.splitlines():
