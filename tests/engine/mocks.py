@@ -19,6 +19,7 @@ from trimtab.engine.answers import Answer, Core, DraftModel
 from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig, make_engine_config
 from trimtab.engine.guidance import Pull
+from trimtab.engine.results import Watch
 from trimtab.engine.scheduler import Scheduler
 from trimtab.engine.spans import PAGE, SCRATCH
 from trimtab.errors import GuidanceError
@@ -129,13 +130,22 @@ def make_scheduler(core: Core, *, tokens: int = 0, **options: Any) -> Scheduler:
 
 
 def make_answer(
-    core: Core, prompt, pulls=(), sampling: Sampling | None = None, seed: int = 0, rule: Any = "coupled", **options: Any
+    core: Core,
+    prompt,
+    pulls=(),
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    rule: Any = "coupled",
+    watch: Watch | None = None,
+    salt: str | None = None,
+    **options: Any,
 ) -> Answer:
     ids = list(prompt) if not isinstance(prompt, str) else TOKENIZER(prompt)["input_ids"]
     prompts = {0: ids}
-    prompts |= {j + 1: [5, *ids] for j, pull in enumerate(pulls) if pull.weight != 0}
+    everyone = watch is not None and watch.objectives
+    prompts |= {j + 1: [5, *ids] for j, pull in enumerate(pulls) if pull.weight != 0 or everyone}
     chosen = sampling or make_sampling(None, **{"max_tokens": 8, "ignore_eos": True, **options})
-    return Answer(core, prompts, tuple(pulls), chosen, seed, rule=rule)
+    return Answer(core, prompts, tuple(pulls), chosen, seed, rule=rule, prompt=ids, watch=watch, salt=salt)
 
 
 def add(scheduler: Scheduler, answer: Answer) -> Answer:

@@ -217,7 +217,8 @@ def test_fresh_seeds_differ_and_are_recorded(world):
     ("call", "message"),
     [
         ({"prompts": ["x"], "guidance": [1, 2]}, "1 prompts but 2 entries in guidance"),
-        ({"prompts": [5]}, "not '5'"),
+        ({"prompts": [True]}, "not 'True'"),
+        ({"prompts": [[1, "a"]]}, "base's token ids"),
         ({"prompts": [[{"role": "user"}]]}, "list of chat turns"),
         ({"prompts": "x", "max_batch_size": 0}, "max_batch_size is 0"),
         ({"prompts": "x", "max_token": 3}, "Did you mean 'max_tokens'"),

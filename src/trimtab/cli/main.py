@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import chat, data, export, fit, generate, rank, train
+from trimtab.cli import chat, data, export, fit, generate, rank, serve, train
 from trimtab.cli.console import note
 from trimtab.cli.demo import demo
 from trimtab.cli.info import info
@@ -31,6 +31,7 @@ app.command("rank")(rank.rank_command)
 app.command("fit")(fit.fit_command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
+app.command("serve")(serve.command)
 app.command("export")(export.export_command)
 app.command("info")(info)
 

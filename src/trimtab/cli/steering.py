@@ -1,4 +1,4 @@
-"""What ``generate`` and ``chat`` share: which model, which guides, how strong, and how to sample."""
+"""What ``generate``, ``chat`` and ``serve`` share: which model, which guides, how strong, and how to sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trimtab.engine.guides import Guide
 
 
-class SteeringOptions(EngineConfig):
+class ModelOptions(EngineConfig):
     """The model and its guides, and how the engine runs them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,6 @@ class SteeringOptions(EngineConfig):
     guide_base: dict[str, str] = Field(
         default_factory=dict, description="GUIDE=MODEL: where to load the model a guide was trained on (repeatable)."
     )
-    system: str | None = Field(None, description="System message put before the prompt.")
     revision: str | None = Field(None, description="Hub revision of the base.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: str = Field("auto", description="auto, cpu, cuda or another torch device.")
@@ -42,6 +41,12 @@ class SteeringOptions(EngineConfig):
     guide_quantization: str | None = Field(
         "auto", description="The same for models that guides bring along, and one that drafts; auto: as the base."
     )
+
+
+class SteeringOptions(ModelOptions):
+    """The same, for verbs that put the prompts together themselves."""
+
+    system: str | None = Field(None, description="System message put before the prompt.")
 
 
 def parse_weights(text: str | None) -> dict[str, float]:
@@ -66,7 +71,7 @@ def parse_weights(text: str | None) -> dict[str, float]:
     return weights
 
 
-def guidance_of(options: SteeringOptions) -> Guidance:
+def guidance_of(options: ModelOptions) -> Guidance:
     """Return the guidance that the flags describe.
 
     Raises:
@@ -84,7 +89,7 @@ def sampling_of(options: Sampling) -> Sampling:
     return Sampling(**{name: getattr(options, name) for name in Sampling.model_fields})
 
 
-def load_engine(options: SteeringOptions) -> Engine:
+def load_engine(options: ModelOptions) -> Engine:
     """Load base and guides."""
     with quiet_libraries():
         from trimtab.engine import load

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +18,14 @@ from trimtab.engine.backbone import Backbone
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
+from trimtab.engine.noting import Voice, voices
 from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import FinishReason, Generation, TokenScores, Watch
 from trimtab.errors import GuidanceError, PromptTooLongError
-from trimtab.models import Base, Text, VocabularyMap, encode_prompt
+from trimtab.models import Base, Prompt, VocabularyMap, check_ids, encode_prompt, is_ids
+
+if TYPE_CHECKING:
+    from trimtab.models import Text
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,29 @@ class Core:
             return max(0, self.draft.own_id(token))
         return self.guides[stream - 1].own_id(token) if stream else token
 
-    def encode(self, prompt: Text, stream: int) -> list[int]:
-        """Return the prompt's ids as a stream reads it: its own template, its own tokenizer."""
-        return self.guides[stream - 1].encode_prompt(prompt) if stream else encode_prompt(self.base.tokenizer, prompt)
+    def encode(self, prompt: Prompt, stream: int) -> list[int]:
+        """Return the prompt's ids as a stream reads it: a text in its own template and by its own tokenizer.
 
-    def row(self, stream: int, tokens: list[int], pull: Pull | None = None) -> Row:
+        Raises:
+            DataError: the prompt is empty, its template refuses it, or an id is not in the base's vocabulary.
+            GuidanceError: a guide does not know one of the ids.
+        """
+        if is_ids(prompt):
+            return [self.own_id(stream, t) for t in check_ids(prompt, self.base.vocabulary_size, self.base.id)]
+        text = cast("Text", prompt)
+        return self.guides[stream - 1].encode_prompt(text) if stream else encode_prompt(self.base.tokenizer, text)
+
+    def mark(self, stream: int, pull: Pull | None) -> object:
+        """Return what a row's reading of a text depends on beside the text and its stream."""
+        return self.guides[stream - 1].condition_key(pull) if stream and pull else None
+
+    def row(self, stream: int, tokens: list[int], pull: Pull | None = None, salt: str | None = None) -> Row:
         """Return a row of a stream, for guides at what is asked of them."""
         if not stream:
-            return Row(BASE, 0, tokens)
+            return Row(BASE, 0, tokens, salt=salt)
         guide = self.guides[stream - 1]
         conditions = guide.conditions(pull) if pull else None
-        mark = guide.condition_key(pull) if pull else None
-        return Row(stream, guide.backbone, tokens, guide.slot, conditions, mark)
+        return Row(stream, guide.backbone, tokens, guide.slot, conditions, self.mark(stream, pull), salt)
 
     def room(self, lengths: Sequence[tuple[int, int]]) -> int:
         """Return how many tokens fit behind the prompts of one request.
@@ -113,12 +129,14 @@ class Answer(Request):
         tokens: those chosen so far.
         pieces: text that nobody has taken yet.
         seen: (V,) bool, the tokens of prompt and answer, kept only for a repetition penalty.
+        heard: guides and objectives whose opinion is noted, each with the row that gives it.
         drafting: how its next tokens are drafted; ``None`` where they are not.
         uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
         prompt: what it answers, as the caller gave it.
         watch: what is noted of each token; ``None``: nothing.
         noted: what was noted of the tokens and nobody has taken yet.
-        cached_tokens: how many tokens of the base's prompt were found in the cache when it began.
+        cached_tokens: how many tokens of the base's prompt were found in the cache when it began; ``None`` before.
+        salt: answers of different salts share nothing that was read.
     """
 
     def __init__(
@@ -131,14 +149,15 @@ class Answer(Request):
         place: tuple[int, int] = (0, 0),
         rule: Rule = "coupled",
         *,
-        prompt: Text = "",
+        prompt: Prompt = "",
         watch: Watch | None = None,
+        salt: str | None = None,
     ) -> None:
         """Begin an answer.
 
         Args:
             core: what is loaded.
-            prompts: stream → prompt ids, for the base and for each guide whose weight is not 0.
+            prompts: stream → prompt ids, for the base, for each guide whose weight is not 0, and for those that watch.
             pulls: one a guide.
             sampling: how its tokens are drawn.
             seed: of this one answer.
@@ -146,27 +165,32 @@ class Answer(Request):
             rule: how drafts are accepted, which random numbers depend on.
             prompt: what it answers, as the caller gave it; guides that join later read it.
             watch: what is noted of each token.
+            salt: answers of different salts share nothing that was read.
 
         Raises:
             PromptTooLongError: a prompt fills a context.
         """
-        super().__init__([_row(core, stream, ids, pulls) for stream, ids in sorted(prompts.items())])
+        super().__init__([])
+        self._core = core
+        self.tokens: list[int] = []
+        self.watch = watch
+        self.salt = salt
+        arranged = self._arrange(prompts, pulls)
+        self._adopt(arranged)
+        self.rows = arranged.rows
         self.prompts = prompts
         self.pulls = pulls
         self.sampling = sampling
         self.limit = min(sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
         self.seed = None if sampling.is_greedy else seed
         self.place = place
-        self.tokens: list[int] = []
         self.text = TextAssembler(core.base.tokenizer, sampling.stop)
         self.pieces: deque[str] = deque()
         self.finish_reason: FinishReason | None = None
         self.seen: Tensor | None = None
         self.prompt = prompt
-        self.watch = watch
         self.noted: deque[TokenScores] = deque()
-        self.cached_tokens = 0
-        self._core = core
+        self.cached_tokens: int | None = None
         self.drafting: Drafting | None = None
         self.uniforms: Uniforms | None = None
         if not sampling.is_greedy:
@@ -180,25 +204,33 @@ class Answer(Request):
         """Whether it has ended."""
         return self.finish_reason is not None or self.error is not None
 
-    def take(self, tokens: Sequence[int]) -> None:
-        """Add the tokens that a step wrote: drafts that were kept, and one more. See whether the answer ends."""
+    def take(self, tokens: Sequence[int], notes: Sequence[TokenScores] = ()) -> None:
+        """Add the tokens that a step wrote: drafts that were kept, and one more. See whether the answer ends.
+
+        Args:
+            tokens: the tokens.
+            notes: what was noted of each of them, where that is watched.
+        """
         kept = len(tokens) - 1
         for row in self.rows:
             row.rewind(len(row.tokens) - self.ahead + kept)
         if self.drafting is not None:
             self.drafting.learn(self.ahead, kept, tokens)
         self.ahead = 0
-        for token in tokens:
+        for i, token in enumerate(tokens):
             self._take(token)
+            self.noted.extend(notes[i : i + 1])
             if self.finish_reason is not None:
                 return
+        if self.heard:
+            self._leave_deaf(tokens)
         for row in self.rows:
             row.tokens.append(self._core.own_id(row.stream, tokens[-1]))
 
     def draft(self, token: int) -> bool:
-        """Add a token to every row that may have to be taken back; return whether every guide knows it."""
+        """Add a token to every row that may have to be taken back; return whether every guide that decides knows it."""
         try:
-            own = [self._core.own_id(row.stream, token) for row in self.rows]
+            own = [0 if self._is_deaf(row, token) else self._core.own_id(row.stream, token) for row in self.rows]
         except GuidanceError:  # base and guides would never choose it, so it is no draft
             return False
         for row, token_ in zip(self.rows, own, strict=True):
@@ -211,6 +243,23 @@ class Answer(Request):
         super().drop_ahead()
         if self.drafting is not None:
             self.drafting.drop()
+
+    def _is_deaf(self, row: Row, token: int) -> bool:
+        """Return whether a row only watches and does not know a token."""
+        if row.watches:
+            try:
+                self._core.own_id(row.stream, token)
+            except GuidanceError:
+                return True
+        return False
+
+    def _leave_deaf(self, tokens: Sequence[int]) -> None:
+        """Let rows that only watch go if they do not know one of the tokens."""
+        deaf = [row for row in self.rows if any(self._is_deaf(row, token) for token in tokens)]
+        if deaf:
+            self.left += deaf
+            self.rows = [row for row in self.rows if row not in deaf]
+            self.heard = [(voice, row) for voice, row in self.heard if row not in deaf]
 
     def _take(self, token: int) -> None:
         self.tokens.append(token)
@@ -245,39 +294,79 @@ class Answer(Request):
             **applied(self._core.guides, self.pulls),
         )
 
-    def change(self, pulls: tuple[Pull, ...]) -> list[Row]:
+    def change(self, pulls: tuple[Pull, ...], check: Callable[[Sequence[Row], int], None] | None = None) -> list[Row]:
         """Ask something else of the guides from the next token on; return the rows that the answer goes on with.
 
         Rows that nothing changes for are the same objects. A guide that joins reads prompt and answer from the start,
-        and so does one whose preference changes: what it has cached was read at the old one.
+        and so does one whose preference changes: what it has cached was read at the old one. One that has watched until
+        now has read them.
+
+        Args:
+            pulls: one a guide.
+            check: called with the rows and with how many tokens they may still get; raises where that cannot be.
 
         Raises:
             PromptTooLongError: the context of a guide that joins has no room for the answer so far. Nothing changes.
             GuidanceError: it does not know a token of the answer. Nothing changes.
         """
-        core, old = self._core, {row.stream: row for row in self.rows}
-        prompts, rows = {BASE: self.prompts[BASE]}, [old[BASE]]
-        for stream, (guide, pull) in enumerate(zip(core.guides, pulls, strict=True), start=1):
-            if pull.weight == 0:
-                continue
-            prompts[stream] = self.prompts.get(stream) or guide.encode_prompt(self.prompt)
-            row = old.get(stream)
-            if row is None or row.mark != guide.condition_key(pull):
-                row = core.row(stream, [*prompts[stream], *(guide.own_id(token) for token in self.tokens)], pull)
-            rows.append(row)
-        rows += [old[DRAFT]] if DRAFT in old else []
+        core = self._core
+        prompts = {BASE: self.prompts[BASE]}
+        for stream, pull in enumerate(pulls, start=1):
+            if pull.weight != 0 or (stream in self.prompts and self.hears_all):
+                prompts[stream] = self.prompts.get(stream) or core.encode(self.prompt, stream)
         limit = min(self.sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
         if limit <= len(self.tokens) and not self.finished:
             raise PromptTooLongError(
                 f"A guide that joins now would have to read prompt and answer, and its context ends {limit} tokens "
                 f"into the answer, which has {len(self.tokens)} already."
             )
+        self.drop_ahead()  # where a reader paused in the middle of somebody else's step there may be drafts
+        arranged = self._arrange(prompts, pulls)
+        rows = [*arranged.rows, *(row for row in self.rows if row.stream == DRAFT)]
+        if check is not None:
+            check(rows, limit - len(self.tokens))
         self.prompts, self.pulls, self.limit = prompts, pulls, limit
+        self._adopt(arranged)
         return rows
 
+    @property
+    def hears_all(self) -> bool:
+        """Whether guides and objectives that do not decide read along."""
+        return self.watch is not None and self.watch.objectives
 
-def _row(core: Core, stream: int, ids: list[int], pulls: Sequence[Pull]) -> Row:
-    return core.row(stream, list(ids), pulls[stream - 1] if stream else None)
+    def _arrange(self, prompts: Mapping[int, Sequence[int]], pulls: Sequence[Pull]) -> _Arranged:
+        """Return the rows for what is asked of the guides; those that are there already stay. Changes nothing."""
+        rows = {(row.stream, row.mark): row for row in self.rows if row.stream != DRAFT}
+        found: dict[tuple[int, object], Row] = {}
+
+        def one(stream: int, pull: Pull | None) -> Row:
+            key = (stream, self._core.mark(stream, pull))
+            if key not in found:
+                text = [*prompts[stream], *(self._core.own_id(stream, token) for token in self.tokens)]
+                found[key] = rows.get(key) or self._core.row(stream, text, pull, self.salt)
+            return found[key]
+
+        asked = {stream: pulls[stream - 1] if stream else None for stream in sorted(prompts)}
+        deciding = [one(stream, pull) for stream, pull in asked.items() if pull is None or pull.weight != 0]
+        heard: list[tuple[Voice, Row]] = []
+        for voice in voices(self._core.guides, pulls) if self.hears_all else ():
+            with contextlib.suppress(GuidanceError):  # it does not know a token of the answer
+                heard += [(voice, one(voice.stream, voice.pull))] if voice.stream in prompts else []
+        return _Arranged(list(found.values()), deciding, heard)
+
+    def _adopt(self, arranged: _Arranged) -> None:
+        self.heard = arranged.heard
+        for row in arranged.rows:
+            row.watches = row not in arranged.deciding
+
+
+@dataclass(frozen=True)
+class _Arranged:
+    """The rows of an answer, those of them that decide, and whose opinion is noted."""
+
+    rows: list[Row]
+    deciding: list[Row]
+    heard: list[tuple[Voice, Row]]
 
 
 def applied(guides: Sequence[Guide], pulls: Sequence[Pull]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from trimtab.engine.answers import Answer
+from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import Request, Row
 from trimtab.engine.scheduler import Scheduler
 from trimtab.errors import ConfigError
@@ -75,6 +77,16 @@ class Driver:
         with self._lock:
             for request in requests:
                 self.scheduler.remove(request)
+
+    def change(self, answer: Answer, pulls: tuple[Pull, ...]) -> None:
+        """Let an answer go on with other guidance, between two steps.
+
+        Raises:
+            PromptTooLongError: as in :meth:`Answer.change`, or its rows would not fit the KV cache. Nothing changes.
+            GuidanceError: a guide that joins does not know a token of the answer. Nothing changes.
+        """
+        with self._lock:
+            self.scheduler.replace_rows(answer, answer.change(pulls, self.scheduler.check_room))
 
     def replace_rows(self, request: Request, rows: Callable[[], list[Row]]) -> None:
         """Let a request go on with the rows that ``rows`` returns, which is called between steps."""

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.config import EngineConfig, make_engine_config
 from trimtab.engine.draft_model import choose_draft
 from trimtab.engine.driver import Driver
-from trimtab.engine.guidance import GuidanceLike, resolve
+from trimtab.engine.guidance import GuidanceLike, Pull, resolve
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
 from trimtab.engine.memory import MemoryPlan
+from trimtab.engine.prompts import Prompts, as_prompts, one_each
 from trimtab.engine.readings import Reading
 from trimtab.engine.requests import BASE
 from trimtab.engine.results import Generation, Score, Watch
 from trimtab.engine.scheduler import Scheduler, Statistics
 from trimtab.engine.scoring import make_reading, make_score
 from trimtab.engine.stream import Stream
-from trimtab.errors import ConfigError
-from trimtab.models import Base, Text, encode_response, end_of_response_id, load_base
+from trimtab.errors import ConfigError, DataError, GuidanceError
+from trimtab.models import Base, Prompt, check_ids, encode_response, end_of_response_id, is_ids, load_base
 from trimtab.models.chat import needs_leading_space, stop_ids
 
-Prompts = Text | Sequence[Text]
-"""One prompt (text or chat turns), or a list of prompts."""
+if TYPE_CHECKING:
+    from trimtab.models import Text
+
 SamplingLike = Sampling | Mapping[str, Any] | None
 DEFAULT_BATCH = 16
 
@@ -142,7 +145,8 @@ class Engine:
         alike in any company; up to rounding with the others, which can turn a near-tie.
 
         Args:
-            prompts: one prompt, plain text or chat turns, or a list of prompts.
+            prompts: one prompt (plain text, chat turns, or token ids of the base), or a list of prompts. Guides read
+                the same ids, a text or turns each in its own template.
             guidance: ``None`` for each guide's recommended weight, a strength, weights by objective or guide (what
                 they do not name has weight 0), or a :class:`Guidance`; or a list with one of these for each prompt.
             sampling: a :class:`Sampling` or a mapping with its fields; or a list with one for each prompt.
@@ -163,8 +167,8 @@ class Engine:
         if max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}: use 1 or more.")
         texts = as_prompts(prompts)
-        guidances = _one_each(guidance, len(texts), "guidance")
-        samplings = [make_sampling(s, **options) for s in _one_each(sampling, len(texts), "sampling")]
+        guidances = one_each(guidance, len(texts), "guidance")
+        samplings = [make_sampling(s, **options) for s in one_each(sampling, len(texts), "sampling")]
         answers = [
             answer
             for i, (text, g, s) in enumerate(zip(texts, guidances, samplings, strict=True))
@@ -174,14 +178,14 @@ class Engine:
         return [answer.result() for answer in answers]
 
     def stream(
-        self, prompt: Text, *, guidance: GuidanceLike = None, sampling: SamplingLike = None, **options: Any
+        self, prompt: Prompt, *, guidance: GuidanceLike = None, sampling: SamplingLike = None, **options: Any
     ) -> Stream:
         """Write one answer piece by piece; the pieces join to what :meth:`generate` returns for this prompt.
 
         The answer is written only as far as its pieces are asked for, so that new guidance acts from the next piece.
 
         Args:
-            prompt: plain text or chat turns.
+            prompt: plain text, chat turns or token ids.
             guidance: as in :meth:`generate`; :meth:`Stream.set_guidance` changes it while the answer is written.
             sampling: as in :meth:`generate`, with n = 1.
             **options: single fields of :class:`Sampling`.
@@ -200,11 +204,12 @@ class Engine:
 
     def answers(
         self,
-        prompt: Text,
+        prompt: Prompt,
         *,
         guidance: GuidanceLike = None,
         sampling: SamplingLike = None,
         watch: Watch | None = None,
+        salt: str | None = None,
         index: int = 0,
     ) -> list[Answer]:
         """Return the n answers to a prompt, ready to be written by a :class:`Worker` and not begun.
@@ -212,10 +217,12 @@ class Engine:
         Renders and tokenises, which takes its time; may be called from any thread.
 
         Args:
-            prompt: plain text or chat turns.
+            prompt: plain text, chat turns or token ids.
             guidance: as in :meth:`generate`.
             sampling: as in :meth:`generate`.
             watch: what is noted of each token.
+            salt: requests of different salts never share what was read of equal beginnings, so that how fast one is
+                answered tells nothing about another's text.
             index: number of the prompt in a call; its answers are drawn with ``seed + index·n + k``.
 
         Raises:
@@ -223,20 +230,19 @@ class Engine:
         """
         chosen = make_sampling(sampling)
         pulls = resolve(guidance, self._core.guides)
-        streams = [BASE, *(j + 1 for j, pull in enumerate(pulls) if pull.weight != 0)]
-        prompts = {stream: self._core.encode(prompt, stream) for stream in streams}
+        prompts = self._encode(prompt, pulls, watching=watch is not None and watch.objectives)
         seed = secrets.randbits(62) if chosen.seed is None else chosen.seed
         rule = self._driver.scheduler.config.acceptance
         seeds = [(seed + index * chosen.n + k) % 2**63 for k in range(chosen.n)]
+        common: Any = {"prompt": prompt, "watch": watch, "salt": salt}
         return [
-            Answer(self._core, prompts, pulls, chosen, each, (index, k), rule, prompt=prompt, watch=watch)
-            for k, each in enumerate(seeds)
+            Answer(self._core, prompts, pulls, chosen, each, (index, k), rule, **common) for k, each in enumerate(seeds)
         ]
 
     def score(
         self,
-        prompt: Text,
-        response: Text | Sequence[int],
+        prompt: Prompt,
+        response: Prompt,
         *,
         guidance: GuidanceLike = None,
         include_eos: bool = True,
@@ -245,7 +251,7 @@ class Engine:
         """Score a given answer, token by token, by the base, by every guide and by their combination.
 
         Args:
-            prompt: plain text or chat turns.
+            prompt: plain text, chat turns or token ids.
             response: the answer as text or turns, or its token ids (then nothing is added to them).
             guidance: as in :meth:`generate`; it matters for contributions and combination, and a guide that takes a
                 preference scores at the one that is asked for (at its default one where it has weight 0).
@@ -257,47 +263,66 @@ class Engine:
         """
         self._driver.check_open()
         pulls = resolve(guidance, self._core.guides)
-        reading = self.reading(prompt, response, guidance=guidance, include_eos=include_eos, by_objective=by_objective)
+        prompts = {stream: self._core.encode(prompt, stream) for stream in range(len(self._core.guides) + 1)}
+        ids = self._response_ids(prompt, response, include_eos=include_eos)
+        reading = make_reading(self._core, prompts, ids, pulls, by_objective=by_objective)
         self._driver.add(reading, tokens=len(reading.answer))
         self._driver.drive([reading])
         return make_score(self._core, reading, pulls, by_objective=by_objective)
 
     def reading(
         self,
-        prompt: Text,
-        response: Text | Sequence[int],
+        prompt: Prompt,
+        response: Prompt,
         *,
         guidance: GuidanceLike = None,
         include_eos: bool = True,
-        by_objective: bool = False,
         watch: Watch | None = None,
+        salt: str | None = None,
     ) -> Reading:
-        """Return what scores a given answer, ready to be read by a :class:`Worker` and not begun.
+        """Return what reads a given answer, ready to be read by a :class:`Worker` and not begun.
+
+        What it notes of each token is what it would have noted while writing it; guides of weight 0 read along only
+        where they are watched.
 
         Args:
             prompt: as in :meth:`score`.
             response: as in :meth:`score`.
             guidance: as in :meth:`score`.
             include_eos: as in :meth:`score`.
-            by_objective: as in :meth:`score`.
-            watch: what is noted of each token; the notes are those of answers that are written.
+            watch: what is noted of each token.
+            salt: as in :meth:`answers`.
 
         Raises:
             DataError: the answer is empty; else as :meth:`generate`.
         """
-        tokenizer = self._core.base.tokenizer
-        if _is_ids(response):
-            ids = [int(token) for token in cast("Sequence[int]", response)]
-        else:
-            text = cast("Text", response)
-            ids = encode_response(tokenizer, text, leading_space=needs_leading_space(tokenizer, prompt))
-            ids += [end_of_response_id(tokenizer, prompt)] if include_eos else []
-        prompts = [self._core.encode(prompt, stream) for stream in range(len(self._core.guides) + 1)]
-        reading = make_reading(
-            self._core, prompts, ids, resolve(guidance, self._core.guides), by_objective=by_objective
-        )
-        reading.watch = watch
-        return reading
+        pulls = resolve(guidance, self._core.guides)
+        ids = self._response_ids(prompt, response, include_eos=include_eos)
+        prompts = self._encode(prompt, pulls, watching=watch is not None and watch.objectives, ids=ids)
+        return make_reading(self._core, prompts, ids, pulls, watch=watch, salt=salt)
+
+    def _encode(
+        self, prompt: Prompt, pulls: Sequence[Pull], *, watching: bool, ids: Sequence[int] = ()
+    ) -> dict[int, list[int]]:
+        """Return stream → prompt ids: of the base, of guides that pull and, if wanted, of those that can only watch."""
+        prompts = {BASE: self._core.encode(prompt, BASE)}
+        for stream, pull in enumerate(pulls, start=1):
+            if pull.weight != 0:
+                prompts[stream] = self._core.encode(prompt, stream)
+            elif watching:
+                with contextlib.suppress(GuidanceError, DataError):  # its opinion will be missing, not the answer
+                    own = self._core.encode(prompt, stream)
+                    _ = [self._core.own_id(stream, token) for token in ids]
+                    prompts[stream] = own
+        return prompts
+
+    def _response_ids(self, prompt: Prompt, response: Prompt, *, include_eos: bool) -> list[int]:
+        base, tokenizer = self._core.base, self._core.base.tokenizer
+        if is_ids(response):
+            return check_ids(response, base.vocabulary_size, base.id)
+        before = "" if is_ids(prompt) else cast("Text", prompt)
+        ids = encode_response(tokenizer, cast("Text", response), leading_space=needs_leading_space(tokenizer, before))
+        return ids + ([end_of_response_id(tokenizer, before)] if include_eos else [])
 
     def close(self) -> None:
         """Take the guides' hooks off the base, which is then as it was loaded. The engine cannot be used after."""
@@ -329,38 +354,3 @@ class Engine:
         finally:
             for answer in answers:
                 answer.cancelled = not answer.finished
-
-
-def as_prompts(prompts: Prompts) -> list[Text]:
-    """Return one prompt or many as a list of prompts.
-
-    Raises:
-        ConfigError: an item is neither text nor a list of chat turns.
-    """
-    if isinstance(prompts, str) or (prompts and all(isinstance(item, Mapping) for item in prompts)):
-        return [cast("Text", prompts)]
-    for item in prompts:
-        turns = not isinstance(item, str) and isinstance(cast("Any", item), Sequence)
-        if not isinstance(item, str) and not (turns and all(_is_message(turn) for turn in item)):
-            raise ConfigError(
-                "A prompt is a text or a list of chat turns such as {'role': 'user', 'content': 'Hi'}, not "
-                f"{str(item)[:80]!r}."
-            )
-    return [item if isinstance(item, str) else list(item) for item in cast("Sequence[Text]", prompts)]
-
-
-def _is_message(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-
-
-def _is_ids(response: Any) -> bool:
-    return not isinstance(response, str) and len(response) > 0 and isinstance(response[0], int)
-
-
-def _one_each(value: Any, count: int, name: str) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        return [value] * count
-    values = list(cast("Sequence[Any]", value))
-    if len(values) != count:
-        raise ConfigError(f"There are {count} prompts but {len(values)} entries in {name}: give one, or one each.")
-    return values

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from trimtab.engine.answers import Core
 from trimtab.engine.guidance import Pull
+from trimtab.engine.places import Scores
 from trimtab.engine.requests import BASE, Request, Row
-from trimtab.engine.sampler import Scores, combined, unusable
+from trimtab.engine.sampler import combined, unusable
 
 
 @dataclass(frozen=True, eq=False)

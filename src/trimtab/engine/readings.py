@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.engine.answers import Core
 from trimtab.engine.guidance import Pull
+from trimtab.engine.noting import Part, note, voices
+from trimtab.engine.places import Scores, lines, log_probabilities, taken
 from trimtab.engine.requests import BASE, Request, Row
 from trimtab.engine.results import TokenScores, Watch
-from trimtab.engine.sampler import Scores
 from trimtab.errors import NumericalError
 
 PIECE = 64  # tokens of an answer whose logits are held at a time
@@ -28,43 +29,57 @@ class Reading(Request):
         alone: for each guide and each of its objectives alone, where that was asked for.
         combined: log-probabilities of the guided distribution.
         watch: what is noted of each token beside; ``None``: nothing.
-        noted: what was noted.
+        noted: what was noted and nobody has taken yet.
         observer: called with the base's logits and z', both (T, V), of each piece that is scored; ``None``: nobody.
     """
 
     def __init__(
         self,
         core: Core,
-        prompts: Sequence[list[int]],
+        prompts: Mapping[int, list[int]],
         answer: Sequence[int],
         pulls: Sequence[Pull],
-        alone: Sequence[Sequence[Pull]],
+        alone: Mapping[int, Sequence[Pull]],
+        *,
+        watch: Watch | None = None,
+        salt: str | None = None,
     ) -> None:
         """Begin a reading.
 
         Args:
             core: what is loaded.
-            prompts: stream → prompt ids, for the base and every guide.
+            prompts: stream → prompt ids, for the base and every guide that reads.
             answer: T ≥ 1 token ids of the base.
             pulls: what is asked of each guide.
-            alone: for each guide, further pulls that it also reads at.
+            alone: stream → further pulls that the guide also reads at.
+            watch: what is noted of each token.
+            salt: requests of different salts share nothing that was read.
 
         Raises:
             GuidanceError: a guide does not know a token of the answer.
         """
-        self._own = [[core.own_id(stream, token) for token in answer] for stream in range(len(prompts))]
-        self._main = [core.row(s, list(ids), pulls[s - 1] if s else None) for s, ids in enumerate(prompts)]
-        self._alone = [[core.row(j + 1, list(prompts[j + 1]), pull) for pull in extra] for j, extra in enumerate(alone)]
-        super().__init__([*self._main, *(row for rows in self._alone for row in rows)])
+        self._own = {stream: [core.own_id(stream, token) for token in answer] for stream in prompts}
+        asked = {stream: pulls[stream - 1] if stream else None for stream in sorted(prompts)}
+        self._main = {s: core.row(s, list(prompts[s]), pull, salt) for s, pull in asked.items()}
+        rows = {(row.stream, row.mark): row for row in self._main.values()}
+
+        def one(stream: int, pull: Pull) -> Row:
+            key = (stream, core.mark(stream, pull))
+            return rows.setdefault(key, core.row(stream, list(prompts[stream]), pull, salt))
+
+        self._alone = {stream: [one(stream, pull) for pull in extra] for stream, extra in alone.items()}
+        wanted = voices(core.guides, pulls) if watch is not None and watch.objectives else []
+        self._heard = [(voice, one(voice.stream, voice.pull)) for voice in wanted if voice.stream in prompts]
+        super().__init__(list(rows.values()))
         self.base: list[float] = []
         self.guides: list[list[float]] = [[] for _ in pulls]
-        self.alone: list[list[list[float]]] = [[[] for _ in extra] for extra in alone]
+        self.alone: list[list[list[float]]] = [[[] for _ in alone.get(j + 1, ())] for j in range(len(pulls))]
         self.combined: list[float] = []
-        self.watch: Watch | None = None
+        self.watch = watch
         self.noted: list[TokenScores] = []
         self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.answer = list(answer)
-        self._core, self._weights = core, [pull.weight for pull in pulls]
+        self._core, self._pulls = core, pulls
         self._at = 0  # tokens scored
 
     @property
@@ -80,38 +95,35 @@ class Reading(Request):
 
     def take(self, scores: Scores) -> None:
         """Keep the log-probabilities of the tokens whose logits a forward gave."""
-        count = 1 + self.ahead
-        answer = self.answer[self._at : self._at + count]
+        answer = self.answer[self._at : self._at + 1 + self.ahead]
         try:
-            logits = [self._logits(row, scores, count) for row in self._main]
+            logits = {stream: self._logits(row, scores) for stream, row in self._main.items()}
             device = logits[BASE].device
-            weights = [torch.full((len(answer),), weight, device=device) for weight in self._weights]
-            z = combine(logits[BASE], logits[1:], weights)
+            guides = [stream for stream in logits if stream]
+            weights = [torch.full((len(answer),), self._pulls[s - 1].weight, device=device) for s in guides]
+            z = combine(logits[BASE], [logits[stream] for stream in guides], weights)
             ensure_usable(z)
         except NumericalError as error:
             self.error = error
             return
         if self.observer is not None:
             self.observer(logits[BASE], z)
-        self.base += _taken(logits[BASE], answer)
-        self.combined += _taken(z, answer)
-        for j, scored in enumerate(logits[1:]):
-            self.guides[j] += _taken(scored, answer)
-            for k, row in enumerate(self._alone[j]):
-                self.alone[j][k] += _taken(self._logits(row, scores, count), answer)
-        self._at += count
+        self.base += taken(log_probabilities(logits[BASE]), answer)
+        self.combined += taken(log_probabilities(z), answer)
+        for stream in guides:
+            self.guides[stream - 1] += taken(log_probabilities(logits[stream]), answer)
+        for stream, rows in self._alone.items():
+            for k, row in enumerate(rows):
+                self.alone[stream - 1][k] += taken(log_probabilities(self._logits(row, scores)), answer)
+        if self.watch is not None:
+            heard = [(voice, scores[row]) for voice, row in self._heard]
+            (notes,) = note(self._core.guides, [Part(self.watch, answer, scores[self._main[BASE]], heard)], z)
+            self.noted += notes
+        self._at += len(answer)
         self.ahead = 0
         for row in self.rows:
             row.tokens.append(self._own[row.stream][self._at - 1])
 
-    def _logits(self, row: Row, scores: Scores, count: int) -> Tensor:
-        tensor, line = scores[row][0]  # the lines of one row follow each other
-        found = tensor[line : line + count].to(self._core.base.device)
+    def _logits(self, row: Row, scores: Scores) -> Tensor:
+        found = lines(scores[row]).to(self._core.base.device)
         return self._core.guides[row.stream - 1].vocabulary.gather(found) if row.stream else found
-
-
-def _taken(logits: Tensor, answer: Sequence[int]) -> list[float]:
-    """Return the log-softmax, in float32, of the answer's tokens: (T, V) → T numbers in nats."""
-    index = torch.tensor(answer, device=logits.device).unsqueeze(-1)
-    values: list[float] = logits.to(torch.float32).log_softmax(-1).gather(-1, index).squeeze(-1).tolist()
-    return values

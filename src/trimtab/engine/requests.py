@@ -28,6 +28,8 @@ class Row:
         slot: adapter, ``None`` for the bare weights.
         conditions: what a conditioned adapter's layers need of the preference, else ``None``.
         mark: what shapes its keys and values beside its tokens: rows of one mark can share pages.
+        salt: rows of different salts never do.
+        watches: whether it only reads along, and the next token does not depend on it.
         read: how many tokens are in the cache.
         pages: the pages they are in.
         published: how many of the pages others may share.
@@ -39,6 +41,8 @@ class Row:
     slot: int | None = None
     conditions: Tensor | None = None
     mark: object = None
+    salt: str | None = None
+    watches: bool = False
     read: int = 0
     pages: list[int] = field(default_factory=list[int])
     published: int = 0
@@ -60,7 +64,7 @@ class Row:
         full = len(self.tokens) // PAGE
         while len(self._keys) < full:
             at = len(self._keys) * PAGE
-            before = self._keys[-1] if self._keys else first_key((self.stream, self.slot, self.mark))
+            before = self._keys[-1] if self._keys else first_key((self.stream, self.slot, self.mark, self.salt))
             self._keys.append(next_key(before, self.tokens[at : at + PAGE]))
         return self._keys[:full]
 
@@ -127,6 +131,7 @@ class Request(ABC):
         cancelled: whether it is to be forgotten at the next step.
         error: what ended it before its time.
         number: requests in the order in which they were made.
+        left: rows that do not read along any longer, whose pages are still theirs.
     """
 
     def __init__(self, rows: list[Row]) -> None:
@@ -136,10 +141,16 @@ class Request(ABC):
         self.cancelled = False
         self.error: Exception | None = None
         self.number = next(_numbers)
+        self.left: list[Row] = []
 
     @property
     def deciding(self) -> list[Row]:
         """The rows that the next token depends on."""
+        return [row for row in self.rows if row.stream != DRAFT and not row.watches]
+
+    @property
+    def scoring(self) -> list[Row]:
+        """The rows whose logits a step gives: those that decide, and those that watch."""
         return [row for row in self.rows if row.stream != DRAFT]
 
     def drop_ahead(self) -> None:

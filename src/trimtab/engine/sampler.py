@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,13 +14,13 @@ from trimtab.decoding.rules import combine
 from trimtab.decoding.sampling import choose
 from trimtab.engine.answers import Answer, Core
 from trimtab.engine.guidance import Pull
+from trimtab.engine.noting import Part, note
+from trimtab.engine.places import Place, Scores, lines
 from trimtab.engine.requests import BASE, DRAFT, Row
-from trimtab.errors import NumericalError
+from trimtab.engine.results import TokenScores
+from trimtab.errors import EngineFailure, NumericalError, TrimtabError
 
-Place = tuple[Tensor, int]
-"""Logits of a forward, and a line of them."""
-Scores = Mapping[Row, list[Place]]
-"""Row → where the logits of each of its last positions lie."""
+log = logging.getLogger("trimtab")
 
 
 class Steered(Protocol):
@@ -53,20 +54,54 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
     # drawn from; the likeliest token's value is the best.
     greedy = all(answer.sampling.is_greedy for answer in answers)
     best = z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) if greedy else z.amax(dim=-1)
-    for i, (token, good) in enumerate(torch.stack([tokens, torch.isfinite(best).long()], dim=1).tolist()):
+    found: list[list[int]] = torch.stack([tokens, torch.isfinite(best).long()], dim=1).tolist()
+    notes = notes_of(core, answers, [[token] for token, _ in found], z, range(len(answers)), scores)
+    for i, (token, good) in enumerate(found):
         if good:
-            answers[i].take([int(token)])
+            take(answers[i], [token], notes.get(i, ()))
         else:
             answers[i].error = unusable(core, z[i], answers[i], scores)
 
 
-def take_usable(core: Core, answer: Answer, z: Tensor, tokens: Sequence[int], scores: Scores) -> None:
-    """Take tokens if each could be drawn from its logits, (len(tokens), V); else the answer gets an error."""
-    usable = torch.isfinite(z.amax(dim=-1))
-    if bool(usable.all()):
-        answer.take(tokens)
-    else:
-        answer.error = unusable(core, z[~usable][0], answer, scores)
+def take(answer: Answer, tokens: Sequence[int], notes: Sequence[TokenScores] = ()) -> None:
+    """Let an answer take its tokens; what goes wrong with that is its own error, and no neighbour's."""
+    try:
+        answer.take(tokens, notes)
+    except TrimtabError as error:
+        answer.error = error
+    except Exception as error:  # whatever it is (a tokenizer's own, say), the other answers of the step go on
+        log.exception("A token could not be added to an answer.")
+        answer.error = EngineFailure(f"Token {tokens[-1]} could not be added to the answer ({type(error).__name__}).")
+
+
+def notes_of(
+    core: Core,
+    answers: Sequence[Answer],
+    tokens: Sequence[Sequence[int]],
+    z: Tensor,
+    first: Sequence[int],
+    scores: Scores,
+) -> dict[int, list[TokenScores]]:
+    """Return what is noted of the tokens of answers that are watched, by number of the answer.
+
+    Args:
+        core: what is loaded.
+        answers: the answers of a step.
+        tokens: those that each writes.
+        z: (N, V) the combined logits of the step.
+        first: where the lines of each answer begin.
+        scores: where logits lie.
+    """
+    watched = {i: answer.watch for i, answer in enumerate(answers) if answer.watch is not None}
+    if not watched:
+        return {}
+    parts = [
+        Part(watch, tokens[i], scores[answers[i].rows[0]], [(voice, scores[row]) for voice, row in answers[i].heard])
+        for i, watch in watched.items()
+    ]
+    index = [first[i] + n for i in watched for n in range(len(tokens[i]))]
+    found = note(core.guides, parts, z if len(index) == len(z) else z[torch.tensor(index, device=z.device)])
+    return dict(zip(watched, found, strict=True))
 
 
 def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: int = BASE) -> Tensor:
@@ -79,7 +114,7 @@ def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: in
         head: the stream that guides are added to: the base's or, with the guides of its own weights only, that of the
             model that drafts.
     """
-    base = _lines([place for answer in answers for place in _places(answer, head, scores)])
+    base = lines([place for answer in answers for place in _places(answer, head, scores)])
     if head == DRAFT and core.draft is not None:
         base = core.draft.vocabulary.gather(base)
     spread = [answer for answer in answers for _ in range(1 + answer.ahead if head == BASE else 1)]
@@ -89,11 +124,11 @@ def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: in
     for stream, guide in enumerate(core.guides, start=1):
         if head == DRAFT and guide.backbone != core.backbone_of(DRAFT):
             continue
-        heard = {answer for answer in answers if any(row.stream == stream for row in answer.rows)}
+        heard = {a for a in answers if any(row.stream == stream and not row.watches for row in a.rows)}
         if not heard:
             continue
         places = [place for answer in answers if answer in heard for place in _places(answer, stream, scores)]
-        guides.append(guide.vocabulary.gather(_lines(places).to(base.device)))
+        guides.append(guide.vocabulary.gather(lines(places).to(base.device)))
         weights.append(torch.tensor([a.pulls[stream - 1].weight for a in spread if a in heard], device=base.device))
         index = [i for i, answer in enumerate(spread) if answer in heard]
         owners.append(None if len(index) == len(spread) else torch.tensor(index, device=base.device))
@@ -109,15 +144,7 @@ def draw_together(answers: Sequence[Answer]) -> list[list[int]]:
 
 
 def _places(answer: Steered, stream: int, scores: Scores) -> list[Place]:
-    return scores[next(row for row in answer.rows if row.stream == stream)]
-
-
-def _lines(places: Sequence[Place]) -> Tensor:
-    """Return the lines that lie at the given places, as a view where they follow each other."""
-    logits, first = places[0]
-    if all(tensor is logits and line == first + i for i, (tensor, line) in enumerate(places)):
-        return logits[first : first + len(places)]
-    return torch.stack([tensor[line] for tensor, line in places])
+    return scores[next(row for row in answer.rows if row.stream == stream and not row.watches)]
 
 
 def _kind(sampling: Sampling) -> tuple[float, ...]:

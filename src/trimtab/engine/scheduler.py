@@ -18,9 +18,10 @@ from trimtab.engine.config import EngineConfig
 from trimtab.engine.lockstep import Batch
 from trimtab.engine.memory import MemoryPlan, plan_memory
 from trimtab.engine.pages import PageKey, PagePool, pages_for
+from trimtab.engine.places import Place, Scores
 from trimtab.engine.readings import Reading
 from trimtab.engine.requests import DRAFT, Request, Row
-from trimtab.engine.sampler import Place, Scores, sample
+from trimtab.engine.sampler import sample
 from trimtab.engine.spans import PAGE
 from trimtab.engine.speculation import CATCH_UP, Read, make_speculator
 from trimtab.errors import PromptTooLongError
@@ -85,8 +86,17 @@ class Scheduler:
         """
         if self._speculator is not None and isinstance(request, Answer):
             self._speculator.attach(request)
+        self.check_room(request.rows, tokens)
+        self.waiting.append(request)
+
+    def check_room(self, rows: Sequence[Row], tokens: int) -> None:
+        """Refuse the rows of one request if they do not fit the KV cache even alone.
+
+        Raises:
+            PromptTooLongError: they do not, with so many tokens more each.
+        """
         need = [0] * len(self._pools)
-        for row in request.rows:
+        for row in rows:
             need[row.backbone] += pages_for(len(row.tokens) + tokens)
         for pages, pool in zip(need, self._pools, strict=True):
             if pages > pool.pages:
@@ -94,7 +104,6 @@ class Scheduler:
                     f"Prompt and answer need {pages * PAGE} places for keys and values, but the cache has "
                     f"{pool.pages * PAGE}: raise kv_cache_memory_gib, lower max_tokens, or shorten the prompt."
                 )
-        self.waiting.append(request)
 
     @property
     def cache_usage(self) -> float:
@@ -119,9 +128,7 @@ class Scheduler:
 
     def replace_rows(self, request: Request, rows: list[Row]) -> None:
         """Let a request go on with other rows; those it keeps are the same objects and are not read again."""
-        for row in request.rows:
-            if row not in rows:
-                row.release(self._pools[row.backbone])
+        self._release_rows([row for row in request.rows if row not in rows])
         request.rows = rows
         self._forget_awaited(request)
 
@@ -140,6 +147,8 @@ class Scheduler:
                 self._publish(request)
         self._decide(ready, scores)
         for request in ready:
+            self._release_rows(request.left)
+            request.left = []
             if request.finished:
                 self._release(request)
         return True
@@ -226,6 +235,8 @@ class Scheduler:
         for row in request.rows:
             row.adopt(self._pools[row.backbone], self._shared(row))
             self.statistics.tokens_shared += row.read
+            if isinstance(request, Answer) and request.cached_tokens is None:
+                request.cached_tokens = row.read  # the base's row is the first
             if self.config.enable_prefix_caching:
                 for key in row.shareable()[row.read // PAGE :]:
                     self._awaited.setdefault(key, request)
@@ -240,7 +251,7 @@ class Scheduler:
         for request in list(self.running):
             if not request.wanted or request not in self.running:
                 continue
-            rows = request.deciding
+            rows = request.scoring
             if request.ahead == 0 and all(row.pending == 1 for row in rows):
                 request.look_ahead(budget // len(rows))
                 planned = [Read(row, row.pending, row.pending) for row in rows]
@@ -286,7 +297,10 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         self.running.remove(request)
         self._forget_awaited(request)
-        for row in request.rows:
+        self._release_rows(request.rows)
+
+    def _release_rows(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             row.release(self._pools[row.backbone])
 
     def _forget_awaited(self, request: Request) -> None:

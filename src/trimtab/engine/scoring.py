@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from trimtab.engine.answers import Core, applied
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
+from trimtab.engine.noting import each
 from trimtab.engine.readings import Reading
-from trimtab.engine.results import Score
+from trimtab.engine.results import Score, Watch
 from trimtab.errors import DataError, PromptTooLongError
 
 
 def make_reading(
-    core: Core, prompts: Sequence[list[int]], answer: Sequence[int], pulls: Sequence[Pull], *, by_objective: bool
+    core: Core,
+    prompts: Mapping[int, list[int]],
+    answer: Sequence[int],
+    pulls: Sequence[Pull],
+    *,
+    by_objective: bool = False,
+    watch: Watch | None = None,
+    salt: str | None = None,
 ) -> Reading:
     """Return what the scheduler reads to score one answer.
 
     Args:
         core: what is loaded.
-        prompts: stream → prompt ids, of the base and of every guide.
+        prompts: stream → prompt ids, of the base and of every guide that reads.
         answer: T token ids of the base.
         pulls: what is asked of each guide.
         by_objective: whether each guide also scores at each of its objectives alone.
+        watch: what is noted of each token.
+        salt: requests of different salts share nothing that was read.
 
     Raises:
         DataError: the answer is empty.
@@ -31,13 +41,14 @@ def make_reading(
     """
     if not answer:
         raise DataError("The answer has no tokens, so there is nothing to score.")
-    room = core.room([(stream, len(ids)) for stream, ids in enumerate(prompts)])
+    room = core.room([(stream, len(ids)) for stream, ids in prompts.items()])
     if room < len(answer):
         raise PromptTooLongError(
             f"Prompt and answer ({len(answer)} tokens) do not fit the context: {room} tokens are left."
         )
-    alone = [_alone(guide, pull, by_objective) for guide, pull in zip(core.guides, pulls, strict=True)]
-    return Reading(core, prompts, answer, pulls, alone)
+    conditioned = {s: core.guides[s - 1] for s in prompts if s and by_objective and core.guides[s - 1].conditioned}
+    alone = {stream: each(guide, pulls[stream - 1]) for stream, guide in conditioned.items()}
+    return Reading(core, prompts, answer, pulls, alone, watch=watch, salt=salt)
 
 
 def make_score(core: Core, reading: Reading, pulls: Sequence[Pull], *, by_objective: bool) -> Score:
@@ -59,14 +70,6 @@ def make_score(core: Core, reading: Reading, pulls: Sequence[Pull], *, by_object
         },
         **said,
     )
-
-
-def _alone(guide: Guide, pull: Pull, wanted: bool) -> list[Pull]:
-    """Return the pulls towards each objective alone, for a guide that takes a preference."""
-    if not wanted or not guide.conditioned:
-        return []
-    k = len(guide.objectives)
-    return [Pull(pull.weight, tuple(float(i == j) for j in range(k))) for i in range(k)]
 
 
 def _by_objective(guide: Guide, values: list[float], alone: Sequence[list[float]]) -> dict[str, list[float]]:

@@ -19,8 +19,9 @@ from trimtab.engine.answers import Answer, Core
 from trimtab.engine.config import EngineConfig
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.memory import weight_bytes
+from trimtab.engine.places import Place, Scores
 from trimtab.engine.requests import BASE, DRAFT, Row
-from trimtab.engine.sampler import Place, Scores, combined, draw_together, take_usable
+from trimtab.engine.sampler import combined, draw_together, notes_of, take, unusable
 
 _POSITION = 0.05  # what one more position adds to a check, as a share of a step
 CATCH_UP = 32  # tokens that a drafting model may be behind and still draft; more it reads beside the prompts
@@ -61,7 +62,7 @@ class Speculator:
             return
         answer.drafting = Drafting(length)
         ids = [self._core.own_id(DRAFT, token) for token in answer.prompts[BASE]]
-        answer.rows.append(Row(DRAFT, self._core.draft.backbone, ids))
+        answer.rows.append(Row(DRAFT, self._core.draft.backbone, ids, salt=answer.salt))
 
     def draft(self, answers: Sequence[Answer], forward: Forward, reserve: Callable[[Row, int], bool]) -> None:
         """Draft for answers whose next token is all that is missing.
@@ -90,13 +91,22 @@ class Speculator:
         first = [0]
         for answer in answers:
             first.append(first[-1] + 1 + answer.ahead)
+        tokens: list[list[int]] = [[] for _ in answers]
         for members in draw_together(answers):
             part = [answers[i] for i in members]
             lines = torch.cat([z[first[i] : first[i + 1]] for i in members]) if len(members) < len(answers) else z
-            for i, tokens in zip(members, self._verify(lines, part), strict=True):
-                self._counts.drafted += answers[i].ahead
-                self._counts.kept += len(tokens) - 1
-                take_usable(self._core, answers[i], z[first[i] : first[i] + len(tokens)], tokens, scores)
+            for i, written in zip(members, self._verify(lines, part), strict=True):
+                tokens[i] = written
+        notes = notes_of(self._core, answers, tokens, z, first, scores)
+        for i, (answer, written) in enumerate(zip(answers, tokens, strict=True)):
+            self._counts.drafted += answer.ahead
+            self._counts.kept += len(written) - 1
+            own = z[first[i] : first[i] + len(written)]
+            usable = torch.isfinite(own.amax(dim=-1))
+            if bool(usable.all()):
+                take(answer, written, notes.get(i, ()))
+            else:
+                answer.error = unusable(self._core, own[~usable][0], answer, scores)
 
     def _verify(self, z: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
         drafting = [answer.drafting for answer in answers if answer.drafting is not None]
@@ -114,7 +124,7 @@ class Speculator:
 
     def _count(self, answer: Answer) -> int:
         drafting = answer.drafting
-        if drafting is None or any(row.pending != 1 for row in answer.deciding):
+        if drafting is None or any(row.pending != 1 for row in answer.scoring):
             return 0
         if any(row.pending > CATCH_UP for row in answer.rows):
             return 0

@@ -64,4 +64,4 @@ class Stream(Iterator[str]):
             PromptTooLongError: a guide that joins has no room for the answer so far; likewise.
         """
         pulls = resolve(guidance, self._core.guides)
-        self._driver.replace_rows(self._answer, lambda: self._answer.change(pulls))
+        self._driver.change(self._answer, pulls)

@@ -123,7 +123,7 @@ class Worker:
             try:
                 pulls = resolve(guidance, self._core.guides)
                 for answer in answers:
-                    self._driver.replace_rows(answer, lambda answer=answer: answer.change(pulls))
+                    self._driver.change(answer, pulls)
                 future.set_result(len(answers[0].tokens))
             except Exception as error:  # the one who asked gets it
                 future.set_exception(error)

@@ -10,18 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.models.chat import Message, Text, encode_prompt, encode_response, end_of_response_id
+    from trimtab.models.chat import (
+        Message,
+        Prompt,
+        Text,
+        check_ids,
+        encode_prompt,
+        encode_response,
+        end_of_response_id,
+        is_ids,
+    )
     from trimtab.models.loading import Base, load_base, load_tokenizer, resolve_folder
     from trimtab.models.vocabulary import VocabularyMap, reconcile, tokenizer_hash
 
 __all__ = [
     "Base",
     "Message",
+    "Prompt",
     "Text",
     "VocabularyMap",
+    "check_ids",
     "encode_prompt",
     "encode_response",
     "end_of_response_id",
+    "is_ids",
     "load_base",
     "load_tokenizer",
     "reconcile",
@@ -29,7 +41,7 @@ __all__ = [
     "tokenizer_hash",
 ]
 
-_CHAT = ("Message", "Text", "encode_prompt", "encode_response", "end_of_response_id")
+_CHAT = ("Message", "Prompt", "Text", "check_ids", "encode_prompt", "encode_response", "end_of_response_id", "is_ids")
 _VOCABULARY = ("VocabularyMap", "reconcile", "tokenizer_hash")
 
 

@@ -6,7 +6,8 @@ before the first answer token exists), so training sees exactly the token bounda
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, cast
+from collections.abc import Sequence
+from typing import Any, TypedDict, TypeGuard, cast
 
 from trimtab.errors import DataError, ModelError
 
@@ -21,7 +22,32 @@ class Message(TypedDict):
 Text = str | list[Message]
 """Plain text (TRL's standard form) or a list of chat turns (TRL's conversational form)."""
 
+Prompt = Text | Sequence[int]
+"""A text, or the base's token ids of one, at least one."""
+
 _ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+def is_ids(value: object) -> TypeGuard[Sequence[int]]:
+    """Return whether a value is a sequence of token ids, at least one."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
+        return False
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in cast("Sequence[object]", value))
+
+
+def check_ids(ids: Sequence[int], vocabulary_size: int, base: str) -> list[int]:
+    """Return token ids that a base knows.
+
+    Raises:
+        DataError: one is not in its vocabulary.
+    """
+    found = [int(token) for token in ids]
+    for token in found:
+        if not 0 <= token < vocabulary_size:
+            raise DataError(
+                f"There is no token {token}: the vocabulary of {base!r} has ids from 0 to {vocabulary_size - 1}."
+            )
+    return found
 
 
 def render_prompt(tokenizer: Any, prompt: Text, *, chat_template: str | None = None) -> str:

@@ -83,6 +83,9 @@ class DataRef(_Model):
         default=(), description="Names of the files or hub data sets; folders of the training machine are left out."
     )
     comparisons: int = Field(ge=0, description="Number of comparisons trained on.")
+    labelled_by: str | None = Field(
+        default=None, description="Who or what labelled them: 'people', a judge's name, a scorer's; null if not known."
+    )
 
 
 class GuideManifest(_Model):

@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from trimtab._version import __version__
 from trimtab.serving import operations, playground
 from trimtab.serving.api import chat, completions, generations, models, tokens
-from trimtab.serving.auth import Keys, require_key
+from trimtab.serving.auth import Keys, open_to_everyone, require_key
 from trimtab.serving.errors import handle_errors
 from trimtab.serving.gateway import Gateway
 from trimtab.serving.limits import Limits
@@ -39,6 +39,8 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
         version=__version__,
         description="Guided decoding behind the OpenAI API: each request says what it wants to be steered towards.",
         lifespan=lifespan,
+        dependencies=[Depends(require_key)],  # of every route, those that are named open excepted
+        openapi_url=None,  # a route of its own, which needs the key
         docs_url=None,  # these pages would load scripts from another host
         redoc_url=None,
         root_path=gateway.config.root_path,
@@ -47,12 +49,12 @@ def create_app(gateway: Gateway, *, keys: Keys | None = None, presets: Presets |
     app.state.keys = keys or Keys([])
     app.state.presets = presets or Presets({})
     handle_errors(app)
-    guarded = [Depends(require_key)]
     for module in (models, chat, completions, generations, tokens):
-        app.include_router(module.router, dependencies=guarded)
-    app.include_router(operations.guarded, dependencies=guarded)
+        app.include_router(module.router)
+    app.include_router(operations.guarded)
     app.include_router(operations.open_to_all)
     if gateway.config.playground:
         app.include_router(playground.router)
+    open_to_everyone(app, operations.open_to_all, playground.router)
     app.add_middleware(Limits, config=gateway.config)
     return app

@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trimtab.errors import (
+    BusyError,
+    ClosingError,
+    ConfigError,
+    DataError,
+    DeadlineError,
+    GuidanceError,
+    ModelError,
+    PromptTooLongError,
+    TrimtabError,
+    did_you_mean,
+)
+
+_log = logging.getLogger(__name__)
+_SHOWN = 60  # characters of a wrong value that a message repeats
+INTERNAL = "The server failed while it worked on this request; the next one may succeed. Its log says more."
 
 
 class ApiError(Exception):
@@ -34,11 +59,128 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON object that clients read."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else encodable(self.param)
+        return {"error": {"message": encodable(self.message), "type": self.kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """Return it as an answer."""
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 can carry: half characters, which a client can send, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message repeats it: short, and as it was written in JSON."""
+    if isinstance(value, str):
+        cut = value[:_SHOWN] + ("…" if len(value) > _SHOWN else "")
+        return encodable(json.dumps(cut, ensure_ascii=False))
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(cast('Sequence[Any]', value))}"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_SHOWN:
+        return "a very large number"
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return type(value).__name__
+
+
+def from_exception(error: Exception, *, source: str = "messages") -> ApiError:
+    """Return what a client is told of an error that ended its request.
+
+    Args:
+        error: what was raised.
+        source: the field that the prompt came in, for errors that are about it.
+    """
+    match error:
+        case ApiError():
+            return error
+        case GuidanceError():
+            return ApiError(400, str(error), param="guidance")
+        case PromptTooLongError():
+            return ApiError(400, str(error), param=source, code="context_length_exceeded")
+        case DataError():
+            return ApiError(400, str(error), param=source)
+        case ConfigError() | ModelError():
+            return ApiError(400, str(error))
+        case BusyError():
+            wait = {"retry-after": str(error.retry_after)}
+            return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", headers=wait)
+        case ClosingError():
+            wait = {"retry-after": "5"}
+            return ApiError(503, str(error), kind="service_unavailable", code="service_unavailable", headers=wait)
+        case DeadlineError():
+            return ApiError(504, str(error), kind="timeout_error", code="deadline_exceeded")
+        case TrimtabError():
+            return ApiError(500, str(error), kind="internal_error", code="internal_error")
+        case _:
+            return ApiError(500, INTERNAL, kind="internal_error", code="internal_error")
+
+
+def from_findings(findings: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Return what a client is told of the first thing that is wrong with its body, as pydantic found it."""
+    finding = findings[0]
+    context: Mapping[str, Any] = finding.get("ctx") or {}
+    place = [str(part) for part in finding["loc"]]
+    if "at" in context:  # a validator of ours that looked deeper than pydantic knows
+        place += [str(context["at"])]
+    param = ".".join(place)
+    code = "unsupported_parameter" if finding["type"] == "unsupported_parameter" else None
+    return ApiError(400, _sentence(param, finding, context), param=param or None, code=code)
+
+
+def _sentence(param: str, finding: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    kind, name, value = finding["type"], f"'{param}'", finding.get("input")
+    match kind:
+        case "missing":
+            return f"{name} is missing and has to be there."
+        case "extra_forbidden":
+            *parents, last = param.split(".")
+            known = context.get("known", ())
+            where = f" in '{'.'.join(parents)}'" if parents else ""
+            return f"There is no field '{last}'{where}.{did_you_mean(last, known) if known else ''}"
+        case "unsupported_parameter" | "refused":
+            return f"{name} {finding['msg']}"
+        case "string_unicode":
+            return f"{name} holds half of a character (a lone surrogate), which is not a text: send whole characters."
+        case "string_pattern_mismatch":
+            return f"{name} holds a NUL character, which no text needs: leave it out."
+        case "too_long" | "string_too_long":
+            what = "entries" if kind == "too_long" else "characters"
+            count = context.get("actual_length") or (len(value) if hasattr(value, "__len__") else None)  # type: ignore[arg-type]
+            got = f", and {count} came" if count is not None else ""
+            return f"{name} may have at most {context.get('max_length')} {what}{got}."
+        case "too_short" | "string_too_short":
+            return f"{name} is empty: it needs at least {context.get('min_length', 1)}."
+        case _:
+            return f"{name} is {shown(value)}, but it must be {_must(kind, context)}."
+
+
+def _must(kind: str, context: Mapping[str, Any]) -> str:
+    bounds = {"less_than_equal": ("le", "at most"), "greater_than_equal": ("ge", "at least")}
+    bounds |= {"less_than": ("lt", "less than"), "greater_than": ("gt", "more than")}
+    if kind in bounds:
+        key, words = bounds[kind]
+        return f"{words} {context[key]}"
+    if kind == "literal_error":
+        return str(context.get("expected"))
+    if kind.startswith("int"):
+        return "a whole number"
+    if kind in ("finite_number",) or kind.startswith("float"):
+        return "a finite number"
+    words = {
+        "bool": "true or false",
+        "string": "a text",
+        "list": "a list",
+        "dict": "an object",
+        "model": "an object",
+        "mapping": "an object",
+    }
+    return words.get(kind.split("_")[0], "something else")
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -47,3 +189,56 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> JSONResponse:
         return error.response()
+
+    @app.exception_handler(TrimtabError)
+    async def _ours(_: Request, error: TrimtabError) -> JSONResponse:
+        return from_exception(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        findings = [{**found, "loc": found["loc"][1:]} for found in error.errors()]  # without "query", "path"
+        return from_findings(findings).response()
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return _of_http(request, error).response()
+
+    app.add_middleware(Unforeseen)
+
+
+class Unforeseen:
+    """ASGI middleware that answers for what nobody foresaw: 500 without internals, which the log has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; answer if it fails before its answer has begun."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            request_id = scope.get("state", {}).get("request_id", "-")
+            _log.error("Request %s failed.", request_id, exc_info=error)
+            if begun or scope["type"] != "http":
+                raise
+            await from_exception(error).response()(scope, receive, send)
+
+
+def _of_http(request: Request, error: HTTPException) -> ApiError:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return ApiError(404, f"There is nothing at {shown(request.url.path)}.", code="not_found", headers=headers)
+    if error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow")
+        hint = f": use {allowed}." if allowed else "."
+        message = f"{request.method} is not for {shown(request.url.path)}{hint}"
+        return ApiError(405, message, code="method_not_allowed", headers=headers)
+    kind = "invalid_request_error" if error.status_code < 500 else "internal_error"
+    return ApiError(error.status_code, str(error.detail), kind=kind, headers=headers)

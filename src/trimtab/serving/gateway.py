@@ -3,120 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from trimtab.decoding.config import Sampling
 from trimtab.engine import Engine
 from trimtab.engine.answers import Answer
-from trimtab.engine.guidance import Guidance, resolve
+from trimtab.engine.guidance import Guidance, Pull, resolve
 from trimtab.engine.readings import Reading
-from trimtab.engine.results import TokenScores, Watch
+from trimtab.engine.requests import BASE
+from trimtab.engine.results import Watch
 from trimtab.engine.worker import News, Worker
-from trimtab.errors import BusyError, ClosingError, DeadlineError, GuidanceError, PromptTooLongError, TrimtabError
+from trimtab.errors import (
+    BusyError,
+    ClosingError,
+    ConfigError,
+    DeadlineError,
+    GuidanceError,
+    PromptTooLongError,
+)
 from trimtab.models import Text
 from trimtab.serving.config import ServerConfig
 from trimtab.serving.metrics import Metrics
+from trimtab.serving.tickets import Ticket, Update
+
+__all__ = ["Gateway", "Ticket", "Update"]
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _TOKENISERS = 2  # threads that render and tokenise
-
-
-@dataclass(slots=True)
-class Update:
-    """What is new of one answer of a ticket.
-
-    Attributes:
-        index: which of the n answers.
-        text: text to add.
-        token_ids: tokens that were written.
-        noted: what was noted of them, where that is watched.
-        finish_reason: ``stop`` or ``length`` once it has ended, else ``None``.
-    """
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list[int])
-    noted: list[TokenScores] = field(default_factory=list[TokenScores])
-    finish_reason: str | None = None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """The answers to one prompt, while they are written.
-
-    Attributes:
-        id: its name, which nobody can guess.
-        owner: digest of the key it was asked with; nobody else may change it.
-        answers: the n answers.
-        guidance: what is applied.
-        deadline: event loop's time at which it is given up.
-    """
-
-    id: str
-    owner: str
-    answers: list[Answer]
-    guidance: Guidance
-    arrived: float
-    deadline: float
-    gateway: Gateway
-    queue: asyncio.Queue[News] = field(default_factory=asyncio.Queue[News])
-    open: set[int] = field(default_factory=set[int])
-    error: TrimtabError | None = None
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.answers[0].prompts[0])
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the prompt that were found in the cache."""
-        return self.answers[0].cached_tokens
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens written so far, of all answers."""
-        return sum(len(answer.tokens) for answer in self.answers)
-
-    async def updates(self) -> AsyncIterator[Update]:
-        """Yield what is new until all answers have ended; when the reader stops early, they are given up.
-
-        Raises:
-            DeadlineError: it took too long.
-            ClosingError: the server ends before the answers do.
-            TrimtabError: what ended one of the answers.
-        """
-        try:
-            while self.open:
-                try:
-                    async with asyncio.timeout_at(self.deadline):
-                        news = await self.queue.get()
-                except TimeoutError:
-                    limit = self.gateway.config.request_timeout
-                    raise DeadlineError(
-                        f"The answer was not finished within {limit:g} seconds and was given up: ask for fewer tokens."
-                    ) from None
-                if self.error is not None:
-                    raise self.error
-                answer = news.request
-                if isinstance(answer, Answer):
-                    if answer.error is not None:
-                        raise answer.error
-                    yield self._update(answer, news)
-        finally:
-            self.gateway.end(self)
-
-    def _update(self, answer: Answer, news: News) -> Update:
-        index = answer.place[1]
-        if news.finished:
-            self.open.discard(index)
-        reason = answer.finish_reason if news.finished else None
-        return Update(index, news.text, news.token_ids, news.noted, reason)
+_PULSE = 0.5  # seconds between two looks at whether the engine's thread lives
 
 
 class Gateway:
@@ -127,6 +48,7 @@ class Gateway:
         config: limits.
         metrics: where everything is counted.
         ready: whether new requests are taken.
+        tickets: the requests that are being written, by their ids.
     """
 
     def __init__(self, engine: Engine, config: ServerConfig, metrics: Metrics | None = None) -> None:
@@ -135,24 +57,27 @@ class Gateway:
         self.metrics = metrics or Metrics()
         self.ready = False
         self.tickets: dict[str, Ticket] = {}
+        self._owners: dict[Answer, Ticket] = {}
         self._readings: dict[Reading, asyncio.Future[Reading]] = {}
-        self._preparing = 0
+        self._preparing = 0  # answers and readings that are being tokenised
         self._pool = ThreadPoolExecutor(_TOKENISERS, thread_name_prefix="trimtab-tokenise")
         self._worker = Worker(engine, self._carry)
-        self._owners: dict[Answer, Ticket] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._ended = False
 
     async def start(self) -> None:
         """Begin to take requests."""
         self._loop = asyncio.get_running_loop()
         self._worker.start()
+        self._watcher = asyncio.create_task(self._watch())
         self.ready = True
 
     async def drain(self, seconds: float) -> bool:
         """Take no more requests and wait for those that run; return whether they all ended in time."""
         self.ready = False
         until = time.monotonic() + seconds
-        while self.tickets or self._readings or self._preparing:
+        while self.load or self.tickets:
             if time.monotonic() >= until:
                 return False
             await asyncio.sleep(0.02)
@@ -161,13 +86,12 @@ class Gateway:
     async def stop(self) -> None:
         """End; answers that still run fail with :class:`ClosingError`."""
         self.ready = False
-        error = ClosingError("The server is shutting down and gave this answer up: ask again elsewhere or later.")
-        for ticket in list(self.tickets.values()):
-            ticket.error = error
-            ticket.queue.put_nowait(News(ticket.answers[0], finished=True))
-        for future in self._readings.values():
-            if not future.done():
-                future.set_exception(error)
+        self._ended = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._fail_all(
+            ClosingError("The server is shutting down and gave this answer up: ask again elsewhere or later.")
+        )
         await asyncio.to_thread(self._worker.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -175,6 +99,11 @@ class Gateway:
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._worker.alive
+
+    @property
+    def load(self) -> int:
+        """Answers and readings that have been admitted and have not ended."""
+        return self._preparing + sum(len(ticket.open) for ticket in self.tickets.values()) + len(self._readings)
 
     @property
     def running(self) -> int:
@@ -185,6 +114,11 @@ class Gateway:
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._worker.waiting + self._preparing
+
+    @property
+    def most(self) -> int:
+        """Most answers and readings that are admitted at a time: those that run and those that may wait."""
+        return self.engine.parts[1].scheduler.config.max_num_seqs + self.config.max_queued_requests
 
     @property
     def max_model_len(self) -> int:
@@ -198,23 +132,24 @@ class Gateway:
 
     async def write(
         self,
-        prompt: Text,
-        *,
+        *prompts: Text,
         guidance: Guidance,
         sampling: Sampling,
         owner: str = "",
         prefix: str = "cmpl-",
+        preset: str | None = None,
         watch: Watch | None = None,
         limited: bool = True,
     ) -> Ticket:
-        """Begin the n answers to a prompt.
+        """Begin the n answers to each prompt.
 
         Args:
-            prompt: text, chat turns or the base's token ids.
+            *prompts: each text, chat turns or the base's token ids.
             guidance: what to apply.
-            sampling: how to draw.
+            sampling: how to draw; answer k of prompt i is drawn as by :meth:`Engine.generate` of all prompts.
             owner: digest of the key it was asked with.
             prefix: what the ticket's id begins with.
+            preset: name of the preset that the guidance is, for the record.
             watch: what is noted of each token.
             limited: whether ``max_tokens`` is what the caller asked for, and an error where there is no room for it;
                 else it is cut to the room there is.
@@ -225,27 +160,29 @@ class Gateway:
             TrimtabError: the request cannot be served as it is.
         """
         arrived = time.monotonic()
-        self._admit(sampling.n)
-        self._check(guidance)
-        self._preparing += sampling.n
-        try:
-            answers = await self.aside(
-                lambda: self.engine.answers(prompt, guidance=guidance, sampling=sampling, watch=watch)
-            )
+        deadline = asyncio.get_running_loop().time() + self.config.request_timeout
+        self.check(guidance)
+
+        def prepare() -> list[Answer]:
+            answers: list[Answer] = []
+            for index, prompt in enumerate(prompts):
+                answers += self.engine.answers(prompt, guidance=guidance, sampling=sampling, watch=watch, index=index)
             for answer in answers:
                 self._limit(answer, limited)
-        finally:
-            self._preparing -= sampling.n
+            return answers
+
+        answers = await self._prepared(prepare, len(prompts) * sampling.n)
         ticket = Ticket(
             id=prefix + secrets.token_hex(16),
             owner=owner,
             answers=answers,
             guidance=guidance,
             arrived=arrived,
-            deadline=asyncio.get_running_loop().time() + self.config.request_timeout,
+            deadline=deadline,
             gateway=self,
-            open=set(range(len(answers))),
+            preset=preset,
         )
+        ticket.timer = asyncio.get_running_loop().call_at(deadline, self._expire, ticket)
         self.tickets[ticket.id] = ticket
         self._owners |= dict.fromkeys(answers, ticket)
         self.metrics.arrived(ticket)
@@ -263,24 +200,21 @@ class Gateway:
             DeadlineError: it took too long.
             TrimtabError: the request cannot be served as it is.
         """
-        self._admit(1)
-        self._check(guidance)
-        self._preparing += 1
-        try:
-            reading = await self.aside(lambda: self.engine.reading(prompt, response, guidance=guidance, watch=watch))
-        finally:
-            self._preparing -= 1
+        deadline = asyncio.get_running_loop().time() + self.config.request_timeout
+        self.check(guidance)
+        reading = await self._prepared(lambda: self.engine.reading(prompt, response, guidance=guidance, watch=watch), 1)
         future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
         self._readings[reading] = future
         self._worker.submit([reading])
         try:
-            async with asyncio.timeout(self.config.request_timeout):
+            async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
             raise DeadlineError("The text was not read within its time and was given up: send less of it.") from None
         finally:
             del self._readings[reading]
-            self._worker.cancel([reading])
+            if not reading.finished:
+                self._worker.cancel([reading])
 
     async def change(self, ticket: Ticket, guidance: Guidance) -> int:
         """Let the answers of a ticket go on with other guidance; return how many tokens the first had by then.
@@ -288,45 +222,95 @@ class Gateway:
         Raises:
             GuidanceError: what it says cannot be applied; nothing changes.
             PromptTooLongError: a guide that joins has no room; nothing changes.
+            DeadlineError: the answer was given up meanwhile.
         """
-        self._check(guidance)
-        written = await asyncio.wrap_future(self._worker.change(ticket.answers, guidance))
-        ticket.guidance = guidance
+        self.check(guidance)
+        first, *others = ticket.answers
+        going = [first, *(answer for answer in others if not answer.finished)]
+        change = asyncio.wrap_future(self._worker.change(going, guidance))
+        try:
+            async with asyncio.timeout_at(ticket.deadline):
+                written = await change
+        except TimeoutError:
+            raise DeadlineError("The answer was given up before its guidance could be changed.") from None
+        ticket.guidance, ticket.preset = guidance, None
         return written
+
+    def abort(self, ticket: Ticket) -> None:
+        """Let the answers of a ticket end as they are, with ``abort`` as their reason, which their reader still gets."""
+        self._worker.cancel([answer for answer in ticket.answers if not answer.finished])
 
     def end(self, ticket: Ticket) -> None:
         """Forget a ticket; answers that are not finished are given up."""
         if self.tickets.pop(ticket.id, None) is None:
             return
+        if ticket.timer is not None:
+            ticket.timer.cancel()
         unfinished = [answer for answer in ticket.answers if not answer.finished]
         for answer in ticket.answers:
             self._owners.pop(answer, None)
+        ticket.open.clear()
         self.metrics.ended(ticket, aborted=bool(unfinished))
         if unfinished:
             self._worker.cancel(unfinished)
 
-    def _admit(self, count: int) -> None:
-        if not self.ready:
-            raise ClosingError("The server is shutting down or not ready yet: ask again elsewhere or later.")
-        # What does not have to wait is not counted: the running set has room for it.
-        room = self.engine.parts[1].scheduler.config.max_num_seqs - self.running
-        if self.waiting + count > max(0, room) + self.config.max_queued_requests:
-            self.metrics.rejected("queue_full")
-            raise BusyError(
-                f"{self.waiting} answers wait, and {self.config.max_queued_requests} may: come again later.",
-                retry_after=1,
-            )
+    def check(self, guidance: Guidance) -> tuple[Pull, ...]:
+        """Return what guidance means for each guide.
 
-    def _check(self, guidance: Guidance) -> None:
+        Raises:
+            GuidanceError: it cannot be applied, or is more than the server allows.
+        """
         pulls = resolve(guidance, list(self.engine.guides.values()))
         total = sum(abs(pull.weight) for pull in pulls)
         if total > self.config.max_guidance:
             raise GuidanceError(
                 f"The weights come to {total:g}, strength included, and the server allows {self.config.max_guidance:g}."
             )
+        return pulls
+
+    async def _prepared(self, work: Callable[[], T], cost: int) -> T:
+        """Do admitted work in the pool. It is counted until its thread is through, also when its caller has gone."""
+        self._admit(cost)
+        self._preparing += cost
+
+        def done(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop has closed, and nobody counts any more
+                loop.call_soon_threadsafe(self._uncount, cost)
+
+        loop = asyncio.get_running_loop()
+        future = self._pool.submit(work)
+        try:
+            result = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if self._ended and future.cancelled():  # by the pool's end, not by the caller
+                raise ClosingError("The server is shutting down: ask again elsewhere or later.") from None
+            raise
+        finally:
+            # Without a pause in between it moves from this count to the ticket's, so that drain() cannot miss it.
+            if future.done() and not future.cancelled():
+                self._uncount(cost)
+            else:
+                future.add_done_callback(done)
+        if self._ended:
+            raise ClosingError("The server is shutting down: ask again elsewhere or later.")
+        return result
+
+    def _uncount(self, cost: int) -> None:
+        self._preparing -= cost
+
+    def _admit(self, cost: int) -> None:
+        if not self.ready:
+            raise ClosingError("The server is shutting down or not ready yet: ask again elsewhere or later.")
+        if cost > self.most:
+            raise ConfigError(f"{cost} answers are asked for at once, and the server takes {self.most}: ask for fewer.")
+        if self.load + cost > self.most:
+            self.metrics.rejected("queue_full")
+            raise BusyError(
+                f"{self.load} answers are written or wait, and {self.most} may: come again later.", retry_after=1
+            )
 
     def _limit(self, answer: Answer, limited: bool) -> None:
-        prompt = len(answer.prompts[0])
+        prompt = len(answer.prompts[BASE])
         scheduler = self.engine.parts[1].scheduler
         room = min(answer.limit, self.max_model_len - prompt, scheduler.room(answer))
         if room < 1 or (limited and answer.sampling.max_tokens > room):
@@ -337,23 +321,49 @@ class Gateway:
             )
         answer.limit = room
 
+    def _expire(self, ticket: Ticket) -> None:
+        limit = self.config.request_timeout
+        ticket.fail(
+            DeadlineError(f"The answer was not finished within {limit:g} seconds and was given up: ask for less.")
+        )
+        self.end(ticket)  # here, because its reader may be stuck on a client that does not read
+
+    def _fail_all(self, error: Exception) -> None:
+        for ticket in self.tickets.values():
+            ticket.fail(error)
+        for future in self._readings.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def _watch(self) -> None:
+        """End what waits for an engine whose thread has died, which nobody else would tell."""
+        while self._worker.alive:
+            await asyncio.sleep(_PULSE)
+        self.ready = False
+        _log.critical("The engine's thread has ended: nothing is taken any more until the server is started again.")
+        self._fail_all(ClosingError("The engine has ended, and this answer with it: ask again elsewhere or later."))
+
     def _carry(self, news: Sequence[News]) -> None:
         """Hand news from the engine's thread to the event loop."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._route, news)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has closed, and nobody waits
+                self._loop.call_soon_threadsafe(self._route, news)
 
     def _route(self, news: Sequence[News]) -> None:
         for item in news:
             if isinstance(item.request, Reading):
-                future = self._readings.get(item.request)
-                if future is None or future.done() or not item.finished:
-                    continue
-                if item.request.error is not None:
-                    future.set_exception(item.request.error)
-                else:
-                    future.set_result(item.request)
+                self._settle(item.request, finished=item.finished)
                 continue
             ticket = self._owners.get(item.request)
             if ticket is not None:
                 self.metrics.wrote(ticket, item)
-                ticket.queue.put_nowait(item)
+                ticket.tell(item)
+
+    def _settle(self, reading: Reading, *, finished: bool) -> None:
+        future = self._readings.get(reading)
+        if future is None or future.done() or not finished:
+            return
+        if reading.error is not None:
+            future.set_exception(reading.error)
+        else:
+            future.set_result(reading)

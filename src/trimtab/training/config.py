@@ -46,6 +46,9 @@ class TrainConfig(BaseModel):
     descriptions: dict[str, str] = _field(
         "Data", {}, "OBJECTIVE=SENTENCE on what is preferred: shown in the guide, and read by condition 'text'."
     )
+    labelled_by: str | None = _field(
+        "Data", None, "Who or what labelled the pairs, for the record: 'people', a judge's or a scorer's name."
+    )
     output_dir: str = _field("Data", ..., "Folder for the guide, its checkpoints and logs.", min_length=1)
     limit: int | None = _field("Data", None, "Use only the first N comparisons of --data.", ge=1)
     max_length: int = _field("Data", 1024, "Most tokens of prompt and answer together; answers lose their end.", ge=2)

@@ -223,7 +223,7 @@ def _manifest(
         tokenizer_hash=tokenizer_hash(base.tokenizer),
         eos_token_id=eos,
         chat_template=template if data.train[0].is_conversational else None,
-        data=DataRef(sha256=data.sha256, files=tuple(config.data), comparisons=pairs),
+        data=DataRef(sha256=data.sha256, files=tuple(config.data), comparisons=pairs, labelled_by=config.labelled_by),
         training={key: getattr(config, key) for key in shown},
         metrics=metrics,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError, DataError
-from trimtab.evaluation.scorers.common import About, oriented, pair_accuracy
+from trimtab.evaluation.scorers.common import About, oriented, pair_accuracy, prompts_for
 from trimtab.models import Text
 from trimtab.preferences.records import Comparison, response_text
 
@@ -37,6 +37,7 @@ class EncoderScorer:
         pairs: pairs it was fitted on.
         encode: e.
         encoder_name: of e, for the description.
+        origin: what to say about it in place of the plain description: where its pairs came from, for instance.
     """
 
     objective: str
@@ -45,6 +46,7 @@ class EncoderScorer:
     pairs: int
     encode: Encode = field(repr=False)
     encoder_name: str = "all-MiniLM-L6-v2"
+    origin: About | None = None
 
     @classmethod
     def fit(
@@ -81,7 +83,9 @@ class EncoderScorer:
     @property
     def about(self) -> About:
         """What the number means."""
-        return About(self.objective, f"Bradley–Terry on {self.encoder_name}, fitted on {self.pairs} pairs")
+        return self.origin or About(
+            self.objective, f"Bradley–Terry on {self.encoder_name}, fitted on {self.pairs} pairs", name="encoder"
+        )
 
     def score(self, answers: Sequence[str], prompts: Sequence[Text] | None = None) -> Array:
         """Return r(x, y) for each answer, (N,), in nats.
@@ -89,11 +93,10 @@ class EncoderScorer:
         Raises:
             ConfigError: the prompts are missing or are not as many as the answers.
         """
-        if prompts is None or len(prompts) != len(answers):
-            raise ConfigError(f"This scorer reads prompts: give one with each of the {len(answers)} answers.")
+        asked = prompts_for(answers, prompts)
         if not len(answers):
             return np.zeros(0)
-        return _features(self.encode, [_text_of(p) for p in prompts], answers) @ self.weights
+        return _features(self.encode, [_text_of(p) for p in asked], answers) @ self.weights
 
     def accuracy(self, comparisons: Sequence[Comparison]) -> float:
         """Return how often it prefers the preferred answer; equal scores count half.

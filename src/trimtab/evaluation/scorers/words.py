@@ -29,11 +29,13 @@ class BagOfWordsScorer:
         objective: what it scores.
         vectoriser: scikit-learn's fitted ``CountVectorizer``.
         weights: (F,) one weight a word or word pair; in nats of preference.
+        origin: what to say about it in place of the plain description: where its pairs came from, for instance.
     """
 
     objective: str
     vectoriser: Any
     weights: NDArray[np.float64]
+    origin: About | None = None
 
     @classmethod
     def fit(cls, comparisons: Sequence[Comparison], objective: str, *, regularisation: float = 1.0) -> BagOfWordsScorer:
@@ -52,7 +54,7 @@ class BagOfWordsScorer:
             from sklearn.feature_extraction.text import CountVectorizer
             from sklearn.linear_model import LogisticRegression
         except ImportError as error:
-            raise ConfigError('The bag-of-words scorer needs scikit-learn: pip install "trimtab[demo]".') from error
+            raise ConfigError('The bag-of-words scorer needs scikit-learn: pip install "trimtab[eval]".') from error
         _, chosen, rejected = oriented(comparisons, objective)
         if not chosen:
             raise DataError(f"No comparison has a label for {objective!r}, so no scorer can be fitted.")
@@ -69,7 +71,9 @@ class BagOfWordsScorer:
     @property
     def about(self) -> About:
         """What the number means."""
-        return About(self.objective, "Bradley–Terry over words and word pairs of the answer")
+        return self.origin or About(
+            self.objective, "Bradley–Terry over words and word pairs of the answer", name="words"
+        )
 
     def score(self, answers: Sequence[str], prompts: Sequence[Text] | None = None) -> NDArray[np.float64]:
         """Return r(y) for each answer, (N,), in nats; 0 for an answer with no known word. Prompts are not read."""
