@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +59,9 @@ _EXTRA = [
         ],
     ),
     _flag("as_json", "--json", "Print metrics.json to stdout."),
-    _flag("dry_run", "--dry-run", "Print the plan, how many answers are missing and how long they take; write nothing."),
+    _flag(
+        "dry_run", "--dry-run", "Print the plan, how many answers are missing and how long they take; write nothing."
+    ),
     _flag("list_scorers", "--list-scorers", "List the scorers."),
 ]
 
@@ -162,7 +164,7 @@ def _to_yaml(options: EvaluateOptions) -> str:
 
 
 @contextmanager
-def _bar() -> Iterator[Any]:
+def _bar() -> Generator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not progress_console.is_terminal
     with Progress(*columns, console=progress_console, transient=True, disable=hidden) as bar:
@@ -185,25 +187,27 @@ def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool) -> None:
     known = set(store.known_keys(options.output_dir)) if options.output_dir else set[str]()
     pending = sum(s.kind == "guided" or s.kind == "method" for s in prepared.settings if s.weights)
     later = min(pending, 6) * len(prepared.prompts) * options.n if options.controls and options.temperature > 0 else 0
-    each = estimate_seconds(prepared)
-    plan = {
-        "settings": [setting.to_dict() for setting in prepared.settings],
-        "prompts": len(prepared.prompts),
-        "answers": len(keys),
-        "answers_missing": len(keys - known),
-        "answers_of_equal_kl_controls": later,
-        "seconds_at_most": round(each * (len(keys - known) + later), 1),
-        "scorers": [column.spec for column in prepared.columns],
-    }
+    seconds = estimate_seconds(prepared) * (len(keys - known) + later)
+    scorers = [column.spec for column in prepared.columns]
     if as_json:
-        print_json(plan)
+        print_json(
+            {
+                "settings": [setting.to_dict() for setting in prepared.settings],
+                "prompts": len(prepared.prompts),
+                "answers": len(keys),
+                "answers_missing": len(keys - known),
+                "answers_of_equal_kl_controls": later,
+                "seconds_at_most": round(seconds, 1),
+                "scorers": scorers,
+            }
+        )
         return
     for setting in prepared.settings:
         out.print(f"  {setting.kind:<10} {setting.label}", markup=False)
     out.print(
-        f"{len(prepared.prompts)} prompts × {options.n} samples: {plan['answers']} answers, {plan['answers_missing']} to "
-        f"write; up to {later} more for controls of equal KL, whose temperatures follow from these. About "
-        f"{plan['seconds_at_most']:.0f} s if no answer ends early. Scorers: {', '.join(plan['scorers'])}.",
+        f"{len(prepared.prompts)} prompts × {options.n} samples: {len(keys)} answers, {len(keys - known)} to write; up to "
+        f"{later} more for controls of equal KL, whose temperatures follow from these. About {seconds:.0f} s if no answer "
+        f"ends early. Scorers: {', '.join(scorers)}.",
         markup=False,
     )
 

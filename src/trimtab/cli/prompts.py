@@ -62,7 +62,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({reason}): give a .jsonl, .json or .txt file, or one of these with .gz.") from error
+        raise DataError(
+            f"{path} cannot be read ({reason}): give a .jsonl, .json or .txt file, or one of these with .gz."
+        ) from error
 
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:

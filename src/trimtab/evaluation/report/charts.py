@@ -91,7 +91,9 @@ def chart(
     """
     points = [point for one in series for point in one.points]
     x_values = [p.x for p in points] + ([reference[0]] if reference else [])
-    y_values = [v for p in points for v in (p.y, p.low, p.high) if v is not None] + ([reference[1]] if reference else [])
+    y_values = [v for p in points for v in (p.y, p.low, p.high) if v is not None] + (
+        [reference[1]] if reference else []
+    )
     x = _Scale(*_span(x_values), _LEFT, WIDTH - _RIGHT)
     y = _Scale(*_span(y_values), HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x, y, x_title, y_title)]
@@ -129,7 +131,9 @@ def _axes(x: _Scale, y: _Scale, x_title: str, y_title: str) -> str:
         at = x(tick)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{esc(number(tick))}</text>')
-    parts.append(f'<text class="axis" x="{(WIDTH + _LEFT) / 2:.0f}" y="{HEIGHT - 10}" text-anchor="middle">{esc(x_title)}</text>')
+    parts.append(
+        f'<text class="axis" x="{(WIDTH + _LEFT) / 2:.0f}" y="{HEIGHT - 10}" text-anchor="middle">{esc(x_title)}</text>'
+    )
     parts.append(
         f'<text class="axis" transform="translate(14 {(HEIGHT - _BOTTOM + _TOP) / 2:.0f}) rotate(-90)" '
         f'text-anchor="middle">{esc(y_title)}</text>'
@@ -155,7 +159,9 @@ def _marks(one: Series, x: _Scale, y: _Scale, taken: list[tuple[float, float]]) 
         spoken = f"{point.name}: {number(point.x)}, {number(point.y)}"
         parts.append(f'<g class="mark c{one.colour % 6} {esc(point.kind)}"><title>{esc(spoken)}</title>')
         if point.low is not None and point.high is not None:
-            parts.append(f'<line class="whisker" x1="{across:.1f}" x2="{across:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>')
+            parts.append(
+                f'<line class="whisker" x1="{across:.1f}" x2="{across:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+            )
         parts.append(_shape(point.kind, across, down))
         if point.short:
             parts.append(_label(point.short, across, down, taken))

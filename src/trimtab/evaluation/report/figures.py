@@ -52,7 +52,13 @@ def _reward_point(setting: Mapping[str, Any], scorer: str, across: str, *, named
     reward, x = setting["scores"][scorer], setting[across]["mean"]
     kind, short = setting["kind"], short_name(setting)
     return Point(
-        x, reward["mean"], setting["label"], short if named else "", kind if named else "joint", reward["low"], reward["high"]
+        x,
+        reward["mean"],
+        setting["label"],
+        short if named else "",
+        kind if named else "joint",
+        reward["low"],
+        reward["high"],
     )
 
 

@@ -149,10 +149,10 @@ def _charts(metrics: Metrics) -> str:
         hidden = " hidden" if i else ""
         parts.append(
             f'<div class="charts" data-scorer="{i}"{hidden}><figure>'
-            f'{chart(f"{scorer} against KL to the base", by_kl, "KL to the base, nats a token", scorer)}'
+            f"{chart(f'{scorer} against KL to the base', by_kl, 'KL to the base, nats a token', scorer)}"
             "<figcaption>What a reward costs: the same reward further left is better. Bands and whiskers are 95 % "
             f"intervals.</figcaption></figure><figure>"
-            f'{chart(f"{scorer} against length", by_length, "tokens an answer", scorer)}'
+            f"{chart(f'{scorer} against length', by_length, 'tokens an answer', scorer)}"
             f"<figcaption>Whether the reward only follows the length.</figcaption></figure>{legend(by_kl)}</div>"
         )
     return (
@@ -171,7 +171,7 @@ def _front(metrics: Metrics) -> str:
     third = " The third objective is not drawn." if len(fronts["objectives"]) > 2 else ""
     return (
         '<section><h2 id="front">Pareto front</h2><figure class="wide">'
-        f'{chart("Mean rewards of every preference", series, axes[0], axes[1], reference=reference)}'
+        f"{chart('Mean rewards of every preference', series, axes[0], axes[1], reference=reference)}"
         f"<figcaption>Numbers beside points are the preference for {esc(fronts['objectives'][0])}.{third}</figcaption></figure>"
         f"{legend(series)}<p>Hypervolume above the reference point ({esc(corner)}); MIP is the mean of the preference times "
         f"the rewards it brought.</p>{front_table(metrics)}</section>"
@@ -192,7 +192,11 @@ def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> s
     best = next((i for i in range(len(names) - 1, -1, -1) if metrics["settings"][i]["kind"] in ("guided", "method")), 0)
     prompts = [f"{i + 1}. {item['text'][:70]}" for i, item in enumerate(data["prompts"])]
     total = metrics["prompts"]["count"]
-    left_out = f" The first {len(prompts)} of {total} prompts are here; all are in samples.jsonl." if len(prompts) < total else ""
+    left_out = (
+        f" The first {len(prompts)} of {total} prompts are here; all are in samples.jsonl."
+        if len(prompts) < total
+        else ""
+    )
     samples = [str(i + 1) for i in range(metrics["samples_per_prompt"])]
     second = select("sample", "Sample", samples) if len(samples) > 1 else ""
     colours = select("colour", "Colour tokens by", ["nothing", *data["colours"]]) if data["colours"] else ""
@@ -206,7 +210,7 @@ def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> s
         f'<article aria-live="polite">{select("left", "Left", names, 0)}<div id="left-answer"></div></article>'
         f'<article aria-live="polite">{select("right", "Right", names, best)}<div id="right-answer"></div></article></div>'
         '<p id="token-note" role="status" aria-live="polite">&nbsp;</p>'
-        '<noscript><p>The picker needs JavaScript; every answer is in samples.jsonl.</p></noscript></section>'
+        "<noscript><p>The picker needs JavaScript; every answer is in samples.jsonl.</p></noscript></section>"
     )
 
 
@@ -229,7 +233,11 @@ def _run(metrics: Metrics) -> str:
         "Base": f"{base['base']} (weights {base['fingerprint']}, {base['dtype']}, {base['quantization'] or 'not quantised'}, {base['device']})",
         "Guides": "; ".join(
             f"{g['name']}: {', '.join(g['objectives'])}"
-            + (f", trained on {g['trained_on']['comparisons']} pairs ({g['trained_on']['sha256'][:12]})" if g["trained_on"] else "")
+            + (
+                f", trained on {g['trained_on']['comparisons']} pairs ({g['trained_on']['sha256'][:12]})"
+                if g["trained_on"]
+                else ""
+            )
             for g in metrics["guides"]
         ),
         "Prompts": f"{metrics['prompts']['count']} (hash {metrics['prompts']['sha256'][:12]})",

@@ -36,7 +36,9 @@ def write_plots(metrics: Mapping[str, Any], write: Callable[[str, bytes], Any]) 
         raise ConfigError('Plots need matplotlib: pip install "trimtab[eval]".') from error
     names: list[str] = []
     # The same numbers give the same bytes: no dates and no random ids in the files.
-    with mpl.rc_context({"svg.hashsalt": "trimtab", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(
+        {"svg.hashsalt": "trimtab", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         for name, series, x_title, y_title, reference in _wanted(metrics):
             figure: Any = Figure(figsize=(5.6, 3.6), layout="constrained")
             _draw(figure.subplots(), series, x_title, y_title, reference)
@@ -56,7 +58,9 @@ def _wanted(metrics: Mapping[str, Any]) -> list[_Plot]:
     plots: list[_Plot] = []
     for scorer in (item["spec"] for item in metrics["scorers"]):
         name = re.sub(r"[^\w.-]+", "-", scorer)[-60:].strip("-.")
-        plots.append((f"kl-{name}", reward_against(metrics, scorer, "kl"), "KL to the base, nats a token", scorer, None))
+        plots.append(
+            (f"kl-{name}", reward_against(metrics, scorer, "kl"), "KL to the base, nats a token", scorer, None)
+        )
         plots.append((f"length-{name}", reward_against(metrics, scorer, "tokens"), "tokens an answer", scorer, None))
     found = front(metrics)
     if found:
@@ -74,7 +78,9 @@ def _draw(
         if one.joined:
             axes.plot(x, y, color=colour, linewidth=1.2)
             if all(p.low is not None for p in one.points):
-                axes.fill_between(x, [p.low for p in one.points], [p.high for p in one.points], color=colour, alpha=0.13)
+                axes.fill_between(
+                    x, [p.low for p in one.points], [p.high for p in one.points], color=colour, alpha=0.13
+                )
         drawn = [p for p in one.points if p.kind != "joint"]
         for i, point in enumerate(drawn):
             hollow = {"facecolors": "none"} if point.kind == "control" else {}
@@ -82,7 +88,9 @@ def _draw(
                 [point.x], [point.y], marker=_MARKERS[point.kind], edgecolors=colour, s=28, zorder=3,
                 label=one.name if i == 0 else None, **(hollow or {"color": colour}),
             )  # fmt: skip
-            axes.annotate(_plain(point.short), (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                _plain(point.short), (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=7
+            )
     if reference:
         axes.scatter(*[[v] for v in reference], marker="x", color="black", s=24, label="reference point")
     axes.set_xlabel(_plain(x_title))

@@ -66,7 +66,7 @@ def aggregate(table: Table, config: SweepConfig, objectives: Sequence[str]) -> d
         objectives: of the guides.
     """
     prompts = len(table.answers[table.base.name].records)
-    weights = resample_weights(prompts, config.seed % 2**32)
+    weights = resample_weights(prompts, config.number % 2**32)
     settings = [_setting(table, setting, weights) for setting in table.settings]
     comparisons = [
         row for s in table.settings if s.kind in ("guided", "method") for row in _comparisons(table, s, weights)
@@ -98,14 +98,11 @@ def _setting(table: Table, setting: Setting, weights: Array) -> dict[str, Any]:
         "top_changed": ratio_interval((own.diagnostic("top_changed") * own.tokens).sum(1), tokens, weights),
         "fluency": ratio_interval(own.diagnostic("base_logprob").sum(1), tokens, weights),
         "tokens": interval(own.tokens.mean(1), weights),
-        "words": interval(np.array([[len(r["response"].split()) for r in row] for row in own.records]).mean(1), weights),
+        "words": interval(
+            np.array([[len(r["response"].split()) for r in row] for row in own.records]).mean(1), weights
+        ),
         "stopped": own.stopped(),
     }
-    guides = own.records[0][0]["diagnostics"]["guides"]
-    found["guide_rewards"] = {
-        name: interval(np.array([[r["diagnostics"]["guides"][name] for r in row] for row in own.records]).mean(1), weights)
-        for name in guides
-    }  # fmt: skip
     return found
 
 
@@ -188,7 +185,9 @@ def measured_by(config: SweepConfig, columns: Sequence[Column], objectives: Sequ
     specs = [column.spec for column in columns]
     for objective, spec in config.front.items():
         if objective not in objectives:
-            raise ConfigError(f"front: the guides have no objective {objective!r}.{did_you_mean(objective, objectives)}")
+            raise ConfigError(
+                f"front: the guides have no objective {objective!r}.{did_you_mean(objective, objectives)}"
+            )
         if spec not in specs:
             raise ConfigError(f"front: {spec!r} is not among the scorers.{did_you_mean(spec, specs)}")
     for objective in config.reference:
@@ -228,14 +227,12 @@ def _fronts(table: Table, config: SweepConfig, objectives: Sequence[str]) -> tup
     notes = [f"{name!r} covers another grid than {first!r}: its front is drawn, not summed up."
              for name in families if name not in same]  # fmt: skip
     rewards = {
-        name: np.stack(
-            [np.stack([table.answers[s.name].scores(measures[n]).mean(1) for n in names], -1) for s in rows]
-        )
+        name: np.stack([np.stack([table.answers[s.name].scores(measures[n]).mean(1) for n in names], -1) for s in rows])
         for name, rows in same.items()
     }
     found = default_reference([cube.mean(1) for cube in rewards.values()])
     reference = np.array([config.reference.get(name, float(found[i])) for i, name in enumerate(names)])
-    summaries = summarise_fronts(grid, rewards, reference=reference, resamples=1000, seed=config.seed % 2**32)
+    summaries = summarise_fronts(grid, rewards, reference=reference, resamples=1000, seed=config.number % 2**32)
     return {
         "objectives": names,
         "measured_by": {name: measures[name] for name in names},

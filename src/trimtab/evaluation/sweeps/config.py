@@ -69,8 +69,8 @@ class SweepConfig(Sampling):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = Field(
-        0, ge=0, lt=2**62, description="Seed; each prompt and sample has its own, the same in every setting."
+    seed: int | None = Field(
+        default=0, ge=0, lt=2**62, description="Seed; each prompt and sample has its own, the same in every setting."
     )
     strengths: tuple[float, ...] = _option(
         (), "Strengths to compare, as S,S,…; 0 is the base, which is always there. Default: --strength."
@@ -126,6 +126,11 @@ class SweepConfig(Sampling):
             if name in names[:i] or name.casefold() in RESERVED:
                 raise ValueError(f"methods: the name {name!r} is taken; give each method its own")
         return self
+
+    @property
+    def number(self) -> int:
+        """The seed as a number: ``null`` in the config file is 0, because a run that cannot be repeated is no evidence."""
+        return self.seed or 0
 
     def sampling(self) -> Sampling:
         """Return how answers are drawn, without n and seed, which each answer has for itself."""

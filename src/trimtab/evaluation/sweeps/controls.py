@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trimtab.engine.guidance import resolve
-from trimtab.evaluation.sweeps.measuring import LADDER
+from trimtab.evaluation.sweeps.measuring import LADDER, UNTRAINED
 from trimtab.evaluation.sweeps.settings import Role, Setting
 from trimtab.rewards.manifest import Objective
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from trimtab.engine.guides import Guide
     from trimtab.models import Text
 
-UNTRAINED = "untrained:"
-"""Before the name of a guide: its model without its training."""
 MOST_TEMPERATURES = 6
 """Guided settings beyond this many share the temperatures of a few of them, spread over their KL."""
 

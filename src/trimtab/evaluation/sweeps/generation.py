@@ -13,7 +13,7 @@ from trimtab.decoding.config import Sampling
 from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import resolve
 from trimtab.engine.readings import Reading
-from trimtab.engine.requests import Request
+from trimtab.engine.results import Watch
 from trimtab.evaluation.sweeps.measuring import Meter, diagnostics, token_notes
 from trimtab.evaluation.sweeps.settings import Setting
 from trimtab.evaluation.sweeps.store import Record, RunFolder, content_key
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 KEY_VERSION = 1
 LADDER_ANSWERS = 32
 """Answers of the plain base whose distributions are looked at for the temperature that brings a KL."""
+
+_WATCH = Watch(top=1, base=True)
+_WATCH_ALL = Watch(top=1, base=True, objectives=True)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,6 @@ def write_answers(
     sampling_of: Callable[[Setting], Sampling],
     base_temperature: float,
     batch_size: int,
-    told: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write the answers that the folder does not have; each is appended to it as soon as it is measured.
@@ -184,7 +186,6 @@ def write_answers(
         sampling_of: how a setting's answers are drawn.
         base_temperature: of the setting that KL is measured against.
         batch_size: most answers being written at a time.
-        told: guides whose view of tokens is noted.
         progress: called with the number of answers that are there.
 
     Returns:
@@ -204,7 +205,7 @@ def write_answers(
             for item in [item for item in going if item.request.finished]:
                 if _go_on(engine, item, base_temperature):
                     going.remove(item)
-                    _keep(engine, item, folder, told)
+                    _keep(engine, item, folder)
                     done += 1
             if progress:
                 progress(done)
@@ -216,7 +217,7 @@ def write_answers(
 
 @dataclass
 class _Going:
-    """An answer on its way: first it is written, then it is read to be measured."""
+    """An answer on its way: first it is written, then some are read again to be measured."""
 
     job: Job
     record: Record
@@ -225,7 +226,7 @@ class _Going:
     meter: Meter | None = None
 
     @property
-    def request(self) -> Request:
+    def request(self) -> Answer | Reading:
         found = self.reading or self.answer
         if found is None:
             raise TypeError("Nothing is on its way.")
@@ -239,6 +240,11 @@ def _has(known: Mapping[str, Record], notes: Mapping[str, Record], job: Job) -> 
     return not job.ladder or "ladder_kl" in record["diagnostics"]
 
 
+def _at_one(job: Job, base_temperature: float) -> bool:
+    """Whether answer and base are drawn at temperature 1 or without any, so that what the engine notes says all."""
+    return (job.setting.temperature or 1.0) == 1.0 and (base_temperature or 1.0) == 1.0
+
+
 def _begin(engine: Engine, job: Job, known: Record | None, sampling: Sampling, base_temperature: float) -> _Going:
     """Begin an answer, or only the measuring of one that is written already."""
     if known is not None:
@@ -246,7 +252,8 @@ def _begin(engine: Engine, job: Job, known: Record | None, sampling: Sampling, b
         _measure(engine, item, base_temperature)
         return item
     options = sampling.model_copy(update={"n": 1, "seed": job.seed})
-    (answer,) = engine.answers(job.prompt, guidance=job.setting.guidance, sampling=options)
+    watch = _WATCH if _at_one(job, base_temperature) else None
+    (answer,) = engine.answers(job.prompt, guidance=job.setting.guidance, sampling=options, watch=watch)
     engine.parts[1].add(answer, tokens=answer.limit)
     return _Going(job, {}, answer)
 
@@ -264,6 +271,8 @@ def _go_on(engine: Engine, item: _Going, base_temperature: float) -> bool:
         "tokens": len(result.token_ids),
         "seed": result.seed,
     }
+    if _at_one(item.job, base_temperature) and not (item.job.ladder or item.job.notes):
+        return True
     _measure(engine, item, base_temperature)
     return False
 
@@ -271,26 +280,19 @@ def _go_on(engine: Engine, item: _Going, base_temperature: float) -> bool:
 def _measure(engine: Engine, item: _Going, base_temperature: float) -> None:
     """Read an answer again, all its tokens in one forward."""
     job, ids = item.job, item.record["token_ids"]
+    watch = _WATCH_ALL if job.notes else _WATCH
     item.meter = Meter(job.setting.temperature, base_temperature, ladder=job.ladder)
-    item.reading = engine.reading(job.prompt, ids, guidance=job.setting.guidance, by_objective=job.notes)
+    item.reading = engine.reading(job.prompt, ids, guidance=job.setting.guidance, watch=watch)
     item.reading.observer = item.meter
     engine.parts[1].add(item.reading, tokens=len(ids))
 
 
-def _keep(engine: Engine, item: _Going, folder: RunFolder, told: Sequence[str]) -> None:
-    job, reading, meter = item.job, item.reading, item.meter
-    if reading is None or meter is None:
-        raise TypeError("Only what was measured can be kept.")
-    core, _ = engine.parts
-    found = diagnostics(meter, reading)
-    found["guides"] = {
-        guide.name: sum(values)
-        for guide, values in zip(core.guides, reading.guides, strict=True)
-        if guide.name in told
-    }  # fmt: skip
-    if job.notes:
-        folder.append_tokens({"key": job.key, **token_notes(core, reading, told)})
-    folder.append({**item.record, **described(job), "diagnostics": found, "scores": {}})
+def _keep(engine: Engine, item: _Going, folder: RunFolder) -> None:
+    noted = list(item.request.noted)
+    if item.job.notes:
+        folder.append_tokens({"key": item.job.key, **token_notes(engine.base.tokenizer, noted)})
+    record = {**item.record, **described(item.job), "diagnostics": diagnostics(noted, item.meter), "scores": {}}
+    folder.append(record)
 
 
 def described(job: Job) -> Record:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from trimtab.engine.answers import Core
-    from trimtab.engine.readings import Reading
+from trimtab.engine.results import TokenScores
+
+UNTRAINED = "untrained:"
+"""Before the name of a guide: its model without its training."""
 
 LADDER = tuple(round(0.08 * (1 / 0.08) ** (i / 13), 4) for i in range(14))
 """Temperatures, as shares of the run's own, at which the base's KL to itself is known: 0.08 to 1, evenly in log T."""
@@ -62,52 +63,53 @@ class Meter:
                 self.ladder_kl[i] += float(kl_divergence(plain / share, plain).sum())
 
 
-def diagnostics(meter: Meter, reading: Reading) -> dict[str, Any]:
+def diagnostics(noted: Sequence[TokenScores], meter: Meter | None = None) -> dict[str, Any]:
     """Return what a sample's record says of its answer; means over its tokens, nats.
+
+    Args:
+        noted: what the engine noted of each token, with the base.
+        meter: what measured it beside, where the temperatures are not 1.
 
     Returns:
         ``kl`` (exact, a token), ``top_changed`` (share), ``base_logprob`` and ``guided_logprob`` (of the whole answer,
-        at temperature 1), ``fluency`` (``base_logprob`` a token), ``guides`` (guide → Σ log π_r) and, of plain answers of
-        the base, ``ladder_kl``.
+        at temperature 1), and of some plain answers of the base ``ladder_kl``.
     """
-    count = len(reading.answer)
+    count = len(noted)
+    kl = meter.kl if meter else [note.kl or 0.0 for note in noted]
+    changed = meter.changed if meter else [note.top[0][0] != note.base_top[0][0] for note in noted]
     found: dict[str, Any] = {
-        "kl": sum(meter.kl) / count,
+        "kl": sum(kl) / count,
         "kl_estimator": "exact",
-        "top_changed": sum(meter.changed) / count,
-        "base_logprob": sum(reading.base),
-        "guided_logprob": sum(reading.combined),
-        "fluency": sum(reading.base) / count,
+        "top_changed": sum(changed) / count,
+        "base_logprob": sum(note.base_log_prob or 0.0 for note in noted),
+        "guided_logprob": sum(note.log_prob for note in noted),
     }
-    if meter.ladder:
+    if meter is not None and meter.ladder:
         found["ladder_kl"] = [value / count for value in meter.ladder_kl]
     return found
 
 
-def token_notes(core: Core, reading: Reading, names: Sequence[str]) -> dict[str, Any]:
-    """Return an answer's tokens and what base, guidance and every objective alone think of each, rounded for a page.
+def token_notes(tokenizer: Any, noted: Sequence[TokenScores]) -> dict[str, Any]:
+    """Return an answer's tokens and what base, guidance and guides think of each, rounded for a page.
 
-    Args:
-        core: what is loaded.
-        reading: a finished reading, made with ``by_objective``.
-        names: the guides to tell of.
+    Each objective alone; a guide that has no objective of its own alone stands for itself.
     """
-    objectives: dict[str, list[float]] = {}
-    several = [name for guide in core.guides if guide.name in names for name in guide.objectives]
-    for j, guide in enumerate(core.guides):
-        if guide.name not in names:
-            continue
-        alone = reading.alone[j] or [reading.guides[j]]
-        labels = guide.objectives if len(alone) == len(guide.objectives) else [guide.name]
-        for label, values in zip(labels, alone, strict=True):
-            shown = label if several.count(label) < 2 else f"{guide.name}/{label}"
-            objectives[shown] = _rounded(values)
-    decode = core.base.tokenizer.decode
+    ids = [note.token_id for note in noted]
+    first = noted[0]
+    alone = {name: [note.objectives.get(name) for note in noted] for name in first.objectives}
+    told = {value for name in first.objectives for value in [first.objectives[name]]}
+    guides = {
+        name: [note.guides.get(name) for note in noted] for name, value in first.guides.items() if value not in told
+    }
     return {
-        "tokens": pieces([str(decode(reading.answer[: i + 1])) for i in range(len(reading.answer))]),
-        "base": _rounded(reading.base),
-        "guided": _rounded(reading.combined),
-        "objectives": objectives,
+        "tokens": pieces([str(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]),
+        "base": [round(note.base_log_prob or 0.0, 3) for note in noted],
+        "guided": [round(note.log_prob, 3) for note in noted],
+        "voices": {
+            name: [None if value is None else round(value, 3) for value in values]
+            for name, values in {**alone, **guides}.items()
+            if not name.startswith(UNTRAINED)
+        },
     }
 
 
@@ -120,7 +122,3 @@ def pieces(texts: Sequence[str]) -> list[str]:
         result.append(whole[len(shown) :])
         shown = whole
     return result
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, 3) for value in values]

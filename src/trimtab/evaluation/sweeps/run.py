@@ -138,7 +138,7 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
         What it came to; the folder holds the samples. Report and plots are the caller's to write.
     """
     started = time.monotonic()
-    planner = Planner(run.engine, run.prompts, run.config, run.config.seed, run.config.n)
+    planner = Planner(run.engine, run.prompts, run.config, run.config.number, run.config.n)
     _write(run, planner, folder, run.settings, progress)
     if run.config.controls:
         more = _temperature_controls(run, planner, folder)
@@ -162,7 +162,7 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
 
 def plan_jobs(run: Run) -> list[Job]:
     """Return every answer that is known to be needed; controls of equal KL come on top."""
-    planner = Planner(run.engine, run.prompts, run.config, run.config.seed, run.config.n)
+    planner = Planner(run.engine, run.prompts, run.config, run.config.number, run.config.n)
     return [job for setting in run.settings for job in _jobs(run, planner, setting)]
 
 
@@ -183,7 +183,6 @@ def _write(
         sampling_of=planner.sampling_of,
         base_temperature=run.config.temperature,
         batch_size=run.config.batch_size,
-        told=run.guides,
         progress=lambda done: progress("Answering", done, total) if progress else None,
     )
 
@@ -249,7 +248,7 @@ def _head(run: Run, command: str, seconds: Mapping[str, float]) -> dict[str, Any
         },
         "samples_per_prompt": run.config.n,
         "sampling": run.config.sampling().model_dump(mode="json", exclude={"n", "seed"}),
-        "seed": run.config.seed,
+        "seed": run.config.number,
         "controls": run.config.controls,
         "scorers": [column.to_dict() for column in run.columns],
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

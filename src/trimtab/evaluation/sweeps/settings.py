@@ -111,8 +111,14 @@ def expand(
     settings = [Setting("base", "base", "base", temperature=config.temperature, system=system)]
     strengths = config.strengths or (strength,)
     if guides and (config.strengths or config.alphas or not config.methods):
-        own = Method(name=GUIDED, weights=None if config.alphas else dict(weights) if weights else None,
-                     strengths=tuple(s for s in strengths if s != 0) or (1.0,), alphas=config.alphas)  # fmt: skip
+        own = Method.model_validate(
+            {
+                "name": GUIDED,
+                "weights": dict(weights) if weights and not config.alphas else None,
+                "strengths": tuple(s for s in strengths if s != 0) or (1.0,),
+                "alphas": config.alphas,
+            }
+        )
         if any(strengths):
             settings += _expand_method(own, guides, config.temperature, system, "guided")
     elif config.alphas or any(config.strengths):

@@ -28,16 +28,16 @@ class Answers:
     def __init__(self, records: Sequence[Record], samples: int) -> None:
         """Take P · S records, prompt by prompt."""
         self.records = [list(records[i : i + samples]) for i in range(0, len(records), samples)]
-        self.tokens = self._array(lambda record: record["tokens"])
+        self.tokens = self._array("tokens")
         self.kl = self.diagnostic("kl")
 
     def scores(self, spec: str) -> Array:
         """Return (P, S)."""
-        return self._array(lambda record: record["scores"][spec])
+        return self._array("scores", spec)
 
     def diagnostic(self, name: str) -> Array:
         """Return (P, S)."""
-        return self._array(lambda record: record["diagnostics"][name])
+        return self._array("diagnostics", name)
 
     def mean_kl(self) -> float:
         """Return KL to the base in nats a token: of all answers together, so a long one counts more."""
@@ -45,10 +45,17 @@ class Answers:
 
     def stopped(self) -> float:
         """Return the share of answers that ended by themselves."""
-        return float(self._array(lambda record: record["finish_reason"] == "stop").mean())
+        return float(np.mean([[record["finish_reason"] == "stop" for record in row] for row in self.records]))
 
-    def _array(self, read: Any) -> Array:
-        return np.array([[float(read(record)) for record in row] for row in self.records])
+    def _array(self, *path: str) -> Array:
+        """Return the number at a path of keys in every record, (P, S)."""
+        return np.array([[_at(record, path) for record in row] for row in self.records], dtype=np.float64)
+
+
+def _at(record: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        record = record[key]
+    return record
 
 
 def resample_weights(prompts: int, seed: int = 0) -> Array:

@@ -49,9 +49,7 @@ def check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file: name a folder as --output-dir.")
     if path.is_dir() and any(path.iterdir()) and not (path / _MARK).exists():
-        raise OutputError(
-            f"{path} holds files that are not of 'trimtab evaluate': name a new folder as --output-dir."
-        )
+        raise OutputError(f"{path} holds files that are not of 'trimtab evaluate': name a new folder as --output-dir.")
 
 
 def known_keys(path: Path) -> set[str]:

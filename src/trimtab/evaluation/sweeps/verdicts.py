@@ -35,9 +35,7 @@ def against(scores: tuple[Array, Array], tokens: tuple[Array, Array], weights: A
     }
 
 
-def at_equal_kl(
-    kl: float, scores: Array, curve: Sequence[tuple[float, Array]], weights: Array
-) -> dict[str, Any]:
+def at_equal_kl(kl: float, scores: Array, curve: Sequence[tuple[float, Array]], weights: Array) -> dict[str, Any]:
     """Compare a setting with the base at the temperature of equal KL, interpolated between those that were run.
 
     Args:
@@ -80,7 +78,11 @@ def verdict(rows: Mapping[str, Mapping[str, Any]], *, dependent: bool) -> tuple[
     controls = {role: row for role, row in rows.items() if role != "base"}
     if not controls:
         return NO_CONTROL, f"{shown(to_base)} against the base"
-    words = {"untrained": "the untrained guide", "temperature": "the base at equal KL", "equal_kl": "the base at equal KL"}
+    words = {
+        "untrained": "the untrained guide",
+        "temperature": "the base at equal KL",
+        "equal_kl": "the base at equal KL",
+    }
     for role, row in controls.items():
         if row["difference"]["low"] <= 0:
             return NO_BETTER, f"{shown(row['difference'])} against {words[role]}"
