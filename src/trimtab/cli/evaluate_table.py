@@ -26,14 +26,14 @@ def show(metrics: Mapping[str, Any], folder: Path) -> None:
         table.add_column(
             scorer["spec"] + (" (FORCED)" if scorer["dependent"] else ""), overflow="fold", justify="right"
         )
-    for name in ("KL a token", "top changed", "tokens"):
+    for name in ("KL", "changed", "tokens"):
         table.add_column(name, justify="right")
     gains = {(c["setting"], c["scorer"]): c["difference"] for c in metrics["comparisons"] if c["role"] == "base"}
     for setting in metrics["settings"]:
         cells = [_cell(setting, scorer["spec"], gains) for scorer in scorers]
         style = "dim" if setting["kind"] == "control" else None
         table.add_row(
-            setting["label"],
+            setting["name"],
             *cells,
             f"{setting['kl']['mean']:.3f}",
             f"{setting['top_changed']['mean']:.0%}",
@@ -41,6 +41,12 @@ def show(metrics: Mapping[str, Any], folder: Path) -> None:
             style=style,
         )
     out.print(table)
+    out.print(
+        "KL to the base in nats a token; changed: how often guidance makes another token the likeliest.", markup=False
+    )
+    for setting in metrics["settings"]:
+        if setting["roles"]:
+            out.print(setting["label"], markup=False, style="dim")
     for verdict in metrics["verdicts"]:
         out.print(f"{verdict['setting']}, {verdict['scorer']}: {verdict['verdict']} ({verdict['why']})", markup=False)
     for line in metrics["notes"]:
@@ -54,4 +60,4 @@ def _cell(setting: Mapping[str, Any], scorer: str, gains: Mapping[tuple[str, str
     if gain is None:
         return mean
     star = "*" if gain["low"] > 0 or gain["high"] < 0 else ""
-    return f"{mean} ({gain['mean']:+.2g}{star})"
+    return f"{mean}\n({gain['mean']:+.2g}{star})"

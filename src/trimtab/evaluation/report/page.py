@@ -105,7 +105,9 @@ sharpened: what it gains, any sharpening gains, and the guide learned nothing fo
 <dt>Base at equal KL</dt><dd>The plain base at the temperature that moves it as far from itself as guidance did. KL is the
 price of guidance: compare rewards at one price.</dd>
 <dt>Length</dt><dd>Many scorers follow the length of an answer. <em>At like length</em> compares only answers whose lengths
-differ by 10 % at most; <em>length-controlled</em> takes out what a difference in length explains.</dd>
+differ by 10 % at most; <em>length-controlled</em> takes out what a straight line from length to score explains.</dd>
+<dt>p</dt><dd>How often random signs of the differences between paired prompts give a mean as far from 0. Not corrected for the
+number of comparisons.</dd>
 <dt>KL</dt><dd>KL(guided ‖ base) in nats a token, over the whole vocabulary at every position of the answer.</dd>
 <dt>Top token changed</dt><dd>How often guidance makes another token the likeliest. Near 0 % it does nothing.</dd>
 <dt>Fluency</dt><dd>Mean log-probability of a token under the base, unguided. Far below the base's own: text the base finds odd.
@@ -179,9 +181,11 @@ def _front(metrics: Metrics) -> str:
 
 
 def _comparisons(metrics: Metrics) -> str:
+    shown = " open" if len(metrics["comparisons"]) <= 60 else ""
     return (
-        '<section><h2 id="comparisons">Every comparison</h2><details><summary>Against base and controls, on each scorer'
-        f"</summary>{comparison_table(metrics)}</details></section>"
+        f'<section><h2 id="comparisons">Every comparison</h2><details{shown}><summary>Against base and controls, on each '
+        "scorer: the mean difference, wins, and both with length taken out</summary>"
+        f"{comparison_table(metrics)}</details></section>"
     )
 
 

@@ -31,7 +31,7 @@ def verdict_table(metrics: Metrics) -> str:
     for setting in metrics["settings"]:
         if setting["kind"] not in ("guided", "method"):
             continue
-        row = [Cell(setting["label"])]
+        row = [setting_cell(setting)]
         for scorer in scorers:
             key = (setting["name"], scorer["spec"])
             gain, said = gains[key], verdicts[key]
@@ -41,6 +41,11 @@ def verdict_table(metrics: Metrics) -> str:
     return table("Gain over the base, and verdict", ["Setting", *map(_title, scorers)], rows, name="verdict-table")
 
 
+def setting_cell(setting: Mapping[str, Any]) -> Cell:
+    """Return a setting's name, and below it what it is the control of."""
+    return Cell(setting["name"], str(setting["label"])[len(setting["name"]) :].removeprefix(" = "))
+
+
 def reward_table(metrics: Metrics) -> str:
     """Return every setting's mean scores, and what they cost."""
     rows: list[list[Cell]] = []
@@ -48,7 +53,7 @@ def reward_table(metrics: Metrics) -> str:
     for setting in metrics["settings"]:
         rows.append(
             [
-                Cell(setting["label"]),
+                setting_cell(setting),
                 *(interval_cell(setting["scores"][scorer["spec"]]) for scorer in metrics["scorers"]),
                 interval_cell(setting["kl"]),
                 Cell(percent(setting["top_changed"]["mean"]), sort=setting["top_changed"]["mean"]),
@@ -83,7 +88,7 @@ def comparison_table(metrics: Metrics) -> str:
                 interval_cell(item["difference"], signed=True),
                 Cell(_p_value(item.get("p_value")), sort=item.get("p_value")),
                 Cell(_share(item), _outcome(item), item.get("win")),
-                Cell("–") if controlled is None else Cell(percent(controlled["win_rate"]), sort=controlled["win_rate"]),
+                _controlled(controlled),
                 Cell("–")
                 if not alike
                 else Cell(number(alike["difference"], signed=True), f"{alike['pairs']} pairs", alike["difference"]),
@@ -121,13 +126,14 @@ def length_table(metrics: Metrics) -> str:
     rows: list[list[Cell]] = []
     for scorer in metrics["scorers"]:
         found = metrics["length"][scorer["spec"]]
-        strong = any(abs(value) > 0.3 for value in found.values() if value is not None)
+        values = [abs(value) for value in found.values() if value is not None]
+        said = "does not vary" if not values else "follows the length" if max(values) > 0.3 else "hardly"
         rows.append(
             [
                 Cell(scorer["spec"]),
                 Cell(number(found["spearman"], signed=True), sort=found["spearman"]),
                 Cell(number(found["spearman_base"], signed=True), sort=found["spearman_base"]),
-                Cell("follows the length" if strong else "hardly", mark="doubt" if strong else ""),
+                Cell(said, mark="doubt" if said == "follows the length" else ""),
             ]
         )
     return table(
@@ -166,6 +172,14 @@ def _title(scorer: Mapping[str, Any]) -> str:
 
 def _interval(value: Mapping[str, float]) -> Cell:
     return interval_cell({"mean": value["value"], "low": value["low"], "high": value["high"]})
+
+
+def _controlled(found: Mapping[str, float] | None) -> Cell:
+    if found is None:
+        return Cell("–")
+    low, high = number(found["low"], signed=True), number(found["high"], signed=True)
+    detail = f"{number(found['mean'], signed=True)} [{low}, {high}]"
+    return Cell(percent(found["win_rate"]), detail, found["win_rate"])
 
 
 def _share(item: Mapping[str, Any]) -> str:

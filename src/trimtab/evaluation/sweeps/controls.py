@@ -187,6 +187,30 @@ def matching_temperature(kl: float, ladder: Sequence[float], base_temperature: f
     return float(base_temperature * np.exp((low + high) / 2)), True
 
 
+def corrected_ladder(ladder: Sequence[float], reached: Mapping[float, float], base_temperature: float) -> list[float]:
+    """Return the ladder as answers of sharper bases walk it.
+
+    The ladder is measured at the base's own answers; a sharper base writes answers at which it has less to sharpen, so
+    its KL stays below. Where controls of known temperature ran already, the ladder is scaled to what they reached, and
+    between them by the interpolated scale (1 at the base's own temperature).
+
+    Args:
+        ladder: (R,), KL at each rung.
+        reached: temperature of a control → its KL, nats a token.
+        base_temperature: τ₀.
+    """
+    rungs = np.log(np.array(LADDER))
+    known = {0.0: 1.0}
+    for temperature, kl in reached.items():
+        place = float(np.log(temperature / base_temperature))
+        expected = float(np.interp(place, rungs, np.array(ladder)))
+        if rungs[0] <= place < 0 and expected > 0:
+            known[place] = kl / expected
+    places = sorted(known)
+    scale = np.interp(rungs, places, [known[place] for place in places])
+    return [float(value) for value in np.maximum.accumulate((np.array(ladder) * scale)[::-1])[::-1]]
+
+
 def _temperature_key(setting: Setting) -> tuple[float, str | None]:
     return round(setting.temperature, 3), setting.system
 

@@ -197,13 +197,15 @@ def _temperature_controls(run: Run, planner: Planner, folder: store.RunFolder) -
     ]
     if not rungs:
         return []
-    kl = {
-        s.name: Answers([known[job.key] for job in planner.jobs(s)], run.config.n).mean_kl()
-        for s in run.settings
-        if s.kind in ("guided", "method") and s.best_of == 1
-    }
+
+    def mean_kl(setting: Setting) -> float:
+        return Answers([known[job.key] for job in planner.jobs(setting)], run.config.n).mean_kl()
+
+    kl = {s.name: mean_kl(s) for s in run.settings if s.kind in ("guided", "method") and s.best_of == 1}
     existing = [s for s in run.settings if s.kind == "control"]
-    ladder = cast("list[float]", np.mean(rungs, axis=0).tolist())
+    reached = {s.temperature: mean_kl(s) for s in existing if not s.weights}
+    measured = cast("list[float]", np.mean(rungs, axis=0).tolist())
+    ladder = controls.corrected_ladder(measured, reached, run.config.temperature)
     new, updated, missing = controls.temperature_controls(
         run.settings, kl, ladder, run.config.temperature, existing
     )  # fmt: skip

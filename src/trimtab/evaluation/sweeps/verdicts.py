@@ -29,10 +29,62 @@ def against(scores: tuple[Array, Array], tokens: tuple[Array, Array], weights: A
     difference = own - theirs
     return {
         "difference": interval(difference, weights),
+        "p_value": sign_flip_p(difference),
         "win": float((difference > 0).mean()),
         "tie": float((difference == 0).mean()),
         "lose": float((difference < 0).mean()),
+        "length_controlled": length_controlled(difference, tokens[0].mean(1) - tokens[1].mean(1), weights),
     }
+
+
+def sign_flip_p(difference: Array, flips: int = 10_000) -> float:
+    """Return the two-sided p of the mean of paired differences, (P,), under random signs; never 0.
+
+    Exact where there are 13 prompts or fewer, else from ``flips`` random draws, its own included.
+    """
+    count = len(difference)
+    if count <= 13:
+        signs = 1 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        extra = 0
+    else:
+        signs = 1 - 2.0 * np.random.default_rng(0).integers(0, 2, size=(flips, count))
+        extra = 1
+    size = abs(float(difference.sum()))
+    reached = int((np.abs(signs @ difference) >= size - 1e-12 * max(1.0, size)).sum())
+    return (reached + extra) / (len(signs) + extra)
+
+
+def length_controlled(difference: Array, longer: Array, weights: Array) -> dict[str, float] | None:
+    """Return difference and wins with what a difference in length explains taken out.
+
+    A line d = a + b·Δ is fitted over prompts, Δ the tokens by which the answer is longer; a is the difference at equal
+    length, and a prompt is won where d − b·Δ is above 0, half won where it is 0.
+
+    Args:
+        difference: (P,), of the scores.
+        longer: (P,), tokens.
+        weights: (R, P), bootstrap samples.
+
+    Returns:
+        ``None`` where every answer is as long as its other, or there are fewer than three prompts.
+    """
+    if len(difference) < 3 or not np.any(longer):
+        return None
+
+    def at_equal(shares: Array) -> Array:
+        mean_d, mean_x = shares @ difference, shares @ longer
+        spread = shares @ longer**2 - mean_x**2
+        slope = np.where(
+            spread > 1e-9, (shares @ (difference * longer) - mean_d * mean_x) / np.maximum(spread, 1e-9), 0.0
+        )
+        return np.stack([mean_d - slope * mean_x, slope])
+
+    full = at_equal(np.full((1, len(difference)), 1 / len(difference)))[:, 0]
+    low, high = np.percentile(at_equal(weights)[0], [2.5, 97.5])
+    left = difference - full[1] * longer
+    tie = np.abs(left) < 1e-12
+    wins = float((left[~tie] > 0).sum() + 0.5 * tie.sum()) / len(left)
+    return {"mean": float(full[0]), "low": float(low), "high": float(high), "win_rate": wins}
 
 
 def at_equal_kl(kl: float, scores: Array, curve: Sequence[tuple[float, Array]], weights: Array) -> dict[str, Any]:
