@@ -205,9 +205,9 @@ def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool) -> None:
     for setting in prepared.settings:
         out.print(f"  {setting.kind:<10} {setting.label}", markup=False)
     out.print(
-        f"{len(prepared.prompts)} prompts × {options.n} samples: {len(keys)} answers, {len(keys - known)} to write; up to "
-        f"{later} more for controls of equal KL, whose temperatures follow from these. About {seconds:.0f} s if no answer "
-        f"ends early. Scorers: {', '.join(scorers)}.",
+        f"{len(prepared.prompts)} prompts × {options.n} samples: {len(keys)} answers, {len(keys - known)} to write; up "
+        f"to {later} more for controls of equal KL, whose temperatures follow from these. About {seconds:.0f} s if no "
+        f"answer ends early. Scorers: {', '.join(scorers)}.",
         markup=False,
     )
 

@@ -160,7 +160,8 @@ def _marks(one: Series, x: _Scale, y: _Scale, taken: list[tuple[float, float]]) 
         parts.append(f'<g class="mark c{one.colour % 6} {esc(point.kind)}"><title>{esc(spoken)}</title>')
         if point.low is not None and point.high is not None:
             parts.append(
-                f'<line class="whisker" x1="{across:.1f}" x2="{across:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+                f'<line class="whisker" x1="{across:.1f}" x2="{across:.1f}" y1="{y(point.low):.1f}" '
+                f'y2="{y(point.high):.1f}"/>'
             )
         parts.append(_shape(point.kind, across, down))
         if point.short:

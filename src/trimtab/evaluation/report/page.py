@@ -54,17 +54,23 @@ def page(
 
 def _page_parts(metrics: Metrics) -> tuple[str, str]:
     here = files(__package__ or "")
-    style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script, guidance = (
+        (here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "how_to_read.html")
+    )
     guides = ", ".join(guide["name"] for guide in metrics["guides"]) or "no guide"
     title = f"{metrics['base']['base']} steered by {guides}"
-    policy = f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
+        "form-action 'none'"
+    )
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<title>{esc(title)} · trimtab evaluate</title><style>{style}</style></head><body>"
         f'<a class="skip" href="#verdicts">Skip to the verdicts</a>{_header(metrics, title)}<main>'
-        f"{_how_to_read(metrics)}{_notes(metrics)}{_verdicts(metrics)}{_rewards(metrics)}{_charts(metrics)}{_front(metrics)}"
+        f"{guidance}{_notes(metrics)}{_verdicts(metrics)}{_rewards(metrics)}{_charts(metrics)}{_front(metrics)}"
         f"{_comparisons(metrics)}"
     )
     foot = (
@@ -94,27 +100,6 @@ def _header(metrics: Metrics, title: str) -> str:
     return f'<header><p class="brand">trimtab evaluate</p><h1>{esc(title)}</h1><ul class="facts">{items}</ul></header>'
 
 
-def _how_to_read(metrics: Metrics) -> str:
-    del metrics
-    return """<details class="box" open><summary><h2>How to read this</h2></summary>
-<p>Every number is a mean over prompts. [Brackets] hold its 95 % bootstrap interval over prompts; a gain whose interval
-holds 0 may be chance. There are many comparisons here, and one in twenty such intervals misses by chance alone.</p>
-<dl>
-<dt>Untrained guide</dt><dd>The same guide before training, at the same weight. On the base's own weights that is the base,
-sharpened: what it gains, any sharpening gains, and the guide learned nothing for it.</dd>
-<dt>Base at equal KL</dt><dd>The plain base at the temperature that moves it as far from itself as guidance did. KL is the
-price of guidance: compare rewards at one price.</dd>
-<dt>Length</dt><dd>Many scorers follow the length of an answer. <em>At like length</em> compares only answers whose lengths
-differ by 10 % at most; <em>length-controlled</em> takes out what a straight line from length to score explains.</dd>
-<dt>p</dt><dd>How often random signs of the differences between paired prompts give a mean as far from 0. Not corrected for the
-number of comparisons.</dd>
-<dt>KL</dt><dd>KL(guided ‖ base) in nats a token, over the whole vocabulary at every position of the answer.</dd>
-<dt>Top token changed</dt><dd>How often guidance makes another token the likeliest. Near 0 % it does nothing.</dd>
-<dt>Fluency</dt><dd>Mean log-probability of a token under the base, unguided. Far below the base's own: text the base finds odd.
-Above it: text that is safer than the base's.</dd>
-</dl></details>"""
-
-
 def _notes(metrics: Metrics) -> str:
     notes = list(metrics["notes"])
     for scorer in metrics["scorers"]:
@@ -129,8 +114,8 @@ def _notes(metrics: Metrics) -> str:
 
 def _verdicts(metrics: Metrics) -> str:
     return (
-        '<section><h2 id="verdicts">Verdicts</h2><p>Gain over the base, and whether it stands beside the controls: better '
-        "only if the interval of the difference to the base <em>and</em> to every control is above 0.</p>"
+        '<section><h2 id="verdicts">Verdicts</h2><p>Gain over the base, and whether it stands beside the controls: '
+        "better only if the interval of the difference to the base <em>and</em> to every control is above 0.</p>"
         f"{verdict_table(metrics)}</section>"
     )
 
@@ -174,17 +159,18 @@ def _front(metrics: Metrics) -> str:
     return (
         '<section><h2 id="front">Pareto front</h2><figure class="wide">'
         f"{chart('Mean rewards of every preference', series, axes[0], axes[1], reference=reference)}"
-        f"<figcaption>Numbers beside points are the preference for {esc(fronts['objectives'][0])}.{third}</figcaption></figure>"
-        f"{legend(series)}<p>Hypervolume above the reference point ({esc(corner)}); MIP is the mean of the preference times "
-        f"the rewards it brought.</p>{front_table(metrics)}</section>"
+        f"<figcaption>Numbers beside points are the preference for {esc(fronts['objectives'][0])}.{third}</figcaption>"
+        "</figure>"
+        f"{legend(series)}<p>Hypervolume above the reference point ({esc(corner)}); MIP is the mean of the preference "
+        f"times the rewards it brought.</p>{front_table(metrics)}</section>"
     )
 
 
 def _comparisons(metrics: Metrics) -> str:
     shown = " open" if len(metrics["comparisons"]) <= 60 else ""
     return (
-        f'<section><h2 id="comparisons">Every comparison</h2><details{shown}><summary>Against base and controls, on each '
-        "scorer: the mean difference, wins, and both with length taken out</summary>"
+        f'<section><h2 id="comparisons">Every comparison</h2><details{shown}><summary>Against base and controls, on '
+        "each scorer: the mean difference, wins, and both with length taken out</summary>"
         f"{comparison_table(metrics)}</details></section>"
     )
 
@@ -206,13 +192,15 @@ def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> s
     colours = select("colour", "Colour tokens by", ["nothing", *data["colours"]]) if data["colours"] else ""
     return (
         '<section><h2 id="answers">Answers, side by side</h2>'
-        f"<p>Colour shows where guide and base disagree: log p(guide) − log p(base) of a token, in nats (first {notes} prompts). "
+        "<p>Colour shows where guide and base disagree: log p(guide) − log p(base) of a token, in nats "
+        f"(first {notes} prompts). "
         f"Point at a token, or move to it with the arrow keys, for its numbers.{esc(left_out)}</p>"
         f'<div class="picks">{select("prompt", "Prompt", prompts)}<button type="button" id="previous">Previous</button>'
         f'<button type="button" id="next">Next</button>{second}{colours}</div>'
         '<h3 class="label">Prompt</h3><pre id="prompt-text"></pre><div class="sides">'
         f'<article aria-live="polite">{select("left", "Left", names, 0)}<div id="left-answer"></div></article>'
-        f'<article aria-live="polite">{select("right", "Right", names, best)}<div id="right-answer"></div></article></div>'
+        f'<article aria-live="polite">{select("right", "Right", names, best)}<div id="right-answer"></div></article>'
+        "</div>"
         '<p id="token-note" role="status" aria-live="polite">&nbsp;</p>'
         "<noscript><p>The picker needs JavaScript; every answer is in samples.jsonl.</p></noscript></section>"
     )
@@ -220,8 +208,8 @@ def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> s
 
 def _length(metrics: Metrics) -> str:
     return (
-        '<section><h2 id="length">Does a scorer follow the length?</h2><p>Spearman’s rank correlation of score and tokens. '
-        f"Far from 0: read that scorer’s gains at like length.</p>{length_table(metrics)}</section>"
+        '<section><h2 id="length">Does a scorer follow the length?</h2><p>Spearman’s rank correlation of score and '
+        f"tokens. Far from 0: read that scorer’s gains at like length.</p>{length_table(metrics)}</section>"
     )
 
 
@@ -234,7 +222,8 @@ def _run(metrics: Metrics) -> str:
     base = metrics["base"]
     facts = {
         "Command": metrics["command"] or "from Python",
-        "Base": f"{base['base']} (weights {base['fingerprint']}, {base['dtype']}, {base['quantization'] or 'not quantised'}, {base['device']})",
+        "Base": f"{base['base']} (weights {base['fingerprint']}, {base['dtype']}, "
+        f"{base['quantization'] or 'not quantised'}, {base['device']})",
         "Guides": "; ".join(
             f"{g['name']}: {', '.join(g['objectives'])}"
             + (

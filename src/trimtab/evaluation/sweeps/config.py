@@ -129,7 +129,7 @@ class SweepConfig(Sampling):
 
     @property
     def number(self) -> int:
-        """The seed as a number: ``null`` in the config file is 0, because a run that cannot be repeated is no evidence."""
+        """The seed as a number; ``null`` is 0, because a run that cannot be repeated is no evidence."""
         return self.seed or 0
 
     def sampling(self) -> Sampling:

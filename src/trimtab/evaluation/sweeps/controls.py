@@ -124,7 +124,7 @@ def pull_weights(setting: Setting, engine: Engine) -> dict[str, float]:
 def temperature_controls(
     settings: Sequence[Setting],
     kl: Mapping[str, float],
-    ladder: Sequence[float],
+    ladders: Mapping[str, Sequence[float]],
     base_temperature: float,
     existing: Sequence[Setting],
 ) -> tuple[list[Setting], list[Setting], list[str]]:
@@ -133,7 +133,7 @@ def temperature_controls(
     Args:
         settings: all settings.
         kl: setting → mean KL to the base, nats a token.
-        ladder: (R,) KL of the base at each temperature of :data:`LADDER`, nats a token.
+        ladders: setting → (R,) KL of the base at each temperature of :data:`LADDER`, nats a token.
         base_temperature: τ₀.
         existing: the untrained controls.
     """
@@ -143,7 +143,7 @@ def temperature_controls(
     new: dict[tuple[float, str | None], Setting] = {}
     missing: list[str] = []
     for setting in chosen:
-        temperature, reached = matching_temperature(kl[setting.name], ladder, base_temperature)
+        temperature, reached = matching_temperature(kl[setting.name], ladders[setting.name], base_temperature)
         if not reached:
             missing.append(
                 f"No temperature brings the base as far as {setting.name!r} ({kl[setting.name]:.2f} nats a token): its "

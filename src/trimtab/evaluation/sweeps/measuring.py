@@ -114,7 +114,7 @@ def token_notes(tokenizer: Any, noted: Sequence[TokenScores]) -> dict[str, Any]:
 
 
 def pieces(texts: Sequence[str]) -> list[str]:
-    """Return what each text adds to the one before it; a character that is not whole yet goes to the token that ends it."""
+    """Return what each text adds to the one before it; a character goes to the token that makes it whole."""
     shown, result = "", list[str]()
     for i, text in enumerate(texts):
         whole = text.rstrip("\ufffd") if i + 1 < len(texts) else text

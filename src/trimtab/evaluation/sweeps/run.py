@@ -114,8 +114,8 @@ def prepare(
     run.notes += [*missing, *more]
     if any(form is None for form in forms.values()) and untrained:
         run.notes.append(
-            "An untrained guide on the base's own weights is the base itself, so guiding with it at weight w is the base "
-            "at temperature τ/(1 + w) exactly: one and the same control under both names, run once."
+            "An untrained guide on the base's own weights is the base itself, so guiding with it at weight w is the "
+            "base at temperature τ/(1 + w) exactly: one and the same control under both names, run once."
         )
     if config.temperature == 0:
         run.notes.append(
@@ -188,7 +188,7 @@ def _write(
 
 
 def _temperature_controls(run: Run, planner: Planner, folder: store.RunFolder) -> list[Setting]:
-    """Return the controls of equal KL, now that KL is known; untrained controls of that temperature get the role too."""
+    """Return the controls of equal KL, now that KL is known; untrained ones of that temperature get the role too."""
     known = folder.known()
     rungs = [
         found
@@ -203,11 +203,15 @@ def _temperature_controls(run: Run, planner: Planner, folder: store.RunFolder) -
 
     kl = {s.name: mean_kl(s) for s in run.settings if s.kind in ("guided", "method") and s.best_of == 1}
     existing = [s for s in run.settings if s.kind == "control"]
-    reached = {s.temperature: mean_kl(s) for s in existing if not s.weights}
     measured = cast("list[float]", np.mean(rungs, axis=0).tolist())
-    ladder = controls.corrected_ladder(measured, reached, run.config.temperature)
+    ladders: dict[str, list[float]] = {}
+    for name in kl:
+        # By its own untrained control only, so that a setting's controls do not depend on which others there are.
+        own = [s for s in existing if not s.weights and any(r == controls.Role("untrained", name) for r in s.roles)]
+        reached = {s.temperature: mean_kl(s) for s in own}
+        ladders[name] = controls.corrected_ladder(measured, reached, run.config.temperature)
     new, updated, missing = controls.temperature_controls(
-        run.settings, kl, ladder, run.config.temperature, existing
+        run.settings, kl, ladders, run.config.temperature, existing
     )  # fmt: skip
     run.settings = [*(s for s in run.settings if s.kind != "control"), *updated]
     run.notes += missing

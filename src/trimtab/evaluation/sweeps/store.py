@@ -225,4 +225,8 @@ class RunFolder:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return one line of JSON; what some readers take for the end of a line is escaped."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    for character in "\u2028\u2029\x85":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text + "\n"
