@@ -163,9 +163,8 @@ def test_a_killed_run_goes_on(capsys, options, run, written):
 
 
 def test_other_scorers_write_no_answers_and_another_setting_only_its_own(capsys, options, run, written):
-    code, out, _ = evaluate(
-        capsys, *options, "--strengths", "1,2", "--n", 2, "--scorers", "repetition", "--output-dir", run, "--json"
-    )
+    others = ["repetition" if before == "--scorers" else a for before, a in zip(["", *options], options)]  # noqa: B905
+    code, out, _ = evaluate(capsys, *others, "--strengths", "1,2", "--n", 2, "--output-dir", run, "--json")
     assert (code, sum(written)) == (0, 0)
     metrics = json.loads(out)
     assert [scorer["spec"] for scorer in metrics["scorers"]] == ["repetition"]
@@ -223,7 +222,10 @@ def test_methods_and_a_grid_from_a_file(capsys, llama_folder, tmp_path):
     ]  # fmt: skip
     by_name = {setting["name"]: setting for setting in metrics["settings"]}
     samples = read_lines(tmp_path / "run" / "samples.jsonl")
-    assert next(s for s in samples if s["setting"] == "asked")["prompt"][0] == {"role": "system", "content": "Be polite."}
+    assert next(s for s in samples if s["setting"] == "asked")["prompt"][0] == {
+        "role": "system",
+        "content": "Be polite.",
+    }
     base, best = ([s for s in samples if s["setting"] == name] for name in ("base", "best of 3"))
     assert all(b["scores"]["length"] >= a["scores"]["length"] for a, b in zip(base, best, strict=True))
     assert by_name["best of 3"]["kl_estimator"] == "upper bound for best of n"

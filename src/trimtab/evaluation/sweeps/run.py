@@ -138,7 +138,7 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
         What it came to; the folder holds the samples. Report and plots are the caller's to write.
     """
     started = time.monotonic()
-    planner = Planner(run.engine, run.prompts, run.config, run.config.number, run.config.n)
+    planner = Planner(run.engine, run.prompts, run.config.sampling(), run.config.number, run.config.n)
     _write(run, planner, folder, run.settings, progress)
     if run.config.controls:
         more = _temperature_controls(run, planner, folder)
@@ -162,7 +162,7 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
 
 def plan_jobs(run: Run) -> list[Job]:
     """Return every answer that is known to be needed; controls of equal KL come on top."""
-    planner = Planner(run.engine, run.prompts, run.config, run.config.number, run.config.n)
+    planner = Planner(run.engine, run.prompts, run.config.sampling(), run.config.number, run.config.n)
     return [job for setting in run.settings for job in _jobs(run, planner, setting)]
 
 
