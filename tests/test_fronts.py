@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import moocore
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,6 +66,17 @@ def test_points_at_or_below_the_reference_add_nothing():
 def test_it_is_the_union_of_boxes(points: np.ndarray):
     reference = np.zeros(points.shape[1])
     assert hypervolume(points, reference) == pytest.approx(by_inclusion_exclusion(points, reference))
+
+
+@given(any_front, st.integers(0, 2**32 - 1))
+def test_a_library_of_the_field_agrees(points: np.ndarray, seed: int):
+    """moocore: the hypervolume (it minimises, so signs are turned) and which points no other dominates."""
+    reference = np.random.default_rng(seed).uniform(-5, 3, points.shape[1])
+    shifted = points + np.random.default_rng(seed).normal(0, 1e-3, points.shape)
+    for front in (points, shifted):
+        assert hypervolume(front, reference) == pytest.approx(moocore.hypervolume(-front, ref=-reference), abs=1e-9)
+        kept = moocore.is_nondominated(front, maximise=True, keep_weakly=True)
+        assert pareto_mask(front).tolist() == kept.tolist()
 
 
 @given(any_front, st.integers(0, 6), st.integers(0, 3))

@@ -15,6 +15,7 @@
     ├── BusyError            (RuntimeError)  as much waits as may wait
     ├── ClosingError         (RuntimeError)  what is to end takes nothing new
     ├── DeadlineError        (TimeoutError)  an answer that was not finished in its time
+    ├── JudgeError           (RuntimeError)  a judge's endpoint that cannot be asked, or does not answer
     └── OutputError          (OSError)       a result that could not be written
 
 Each class is also the stdlib error a caller would expect. A message says what is wrong, why, and what to do;
@@ -85,6 +86,10 @@ class ClosingError(TrimtabError, RuntimeError):
 
 class DeadlineError(TrimtabError, TimeoutError):
     """An answer that was not finished within its time."""
+
+
+class JudgeError(TrimtabError, RuntimeError):
+    """A judge's endpoint refuses, or does not answer however often it is asked."""
 
 
 class OutputError(TrimtabError, OSError):

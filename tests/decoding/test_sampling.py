@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.decoding.adjusting import Adjustments, adjusted, penalise_repetition
 from trimtab.decoding.config import Sampling, make_sampling
 from trimtab.decoding.sampling import (
     choose,
@@ -17,7 +18,6 @@ from trimtab.decoding.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    penalise_repetition,
 )
 from trimtab.errors import ConfigError
 
@@ -53,14 +53,16 @@ def test_filters_come_after_temperature():
 
 
 def test_a_tiny_temperature_is_greedy_and_finite():
-    assert distribution(Z, Sampling(temperature=1e-30))[0].tolist() == [1, 0, 0, 0]
+    for temperature in (1e-30, 1e-300, 5e-324):  # the last two are 0 in float32
+        assert distribution(Z, Sampling(temperature=temperature))[0].tolist() == [1, 0, 0, 0]
 
 
 def test_repetition_penalty_by_hand():
     z = torch.tensor([[2.0, -2.0, 3.0]])
     seen = torch.tensor([[True, True, False]])
     assert penalise_repetition(z, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
-    assert choose(z, Sampling(temperature=0, repetition_penalty=4.0), seen=~seen).tolist() == [0]
+    penalised = Adjustments(Sampling(repetition_penalty=4.0), 3, prompt=[2])
+    assert choose(adjusted(z, [(penalised, [])]), Sampling(temperature=0)).tolist() == [0]
 
 
 def test_draw_inverts_the_cumulative_distribution():

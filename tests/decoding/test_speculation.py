@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decoding.config import Sampling
-from trimtab.decoding.sampling import choose, distribution, draw, penalise_repetition
+from trimtab.decoding.adjusting import Adjustments, adjusted
+from trimtab.decoding.config import Sampling, make_sampling
+from trimtab.decoding.sampling import choose, distribution, draw
 from trimtab.decoding.speculation import UNIFORMS, Uniforms, propose, verify
 from trimtab.errors import ConfigError
 from trimtab.models.vocabulary import VocabularyMap
@@ -26,6 +27,8 @@ SAMPLINGS = [
     Sampling(top_p=0.7),
     Sampling(min_p=0.3),
     Sampling(repetition_penalty=1.8),
+    Sampling(presence_penalty=1.5, frequency_penalty=-0.5, logit_bias={1: 0.7, 2: -100}),
+    Sampling(repetition_penalty=0.7, frequency_penalty=0.9, min_tokens=3, stop_token_ids=(3,), temperature=0.8),
     Sampling(temperature=1.3, top_k=3, top_p=0.9, min_p=0.05, repetition_penalty=0.7),
 ]
 IDS = [str(i) for i in range(len(SAMPLINGS))]
@@ -91,10 +94,11 @@ def test_greedy_keeps_the_likeliest(rule):
 
 def test_a_drafted_token_is_penalised_at_the_next_position():
     z = torch.tensor([[2.0, 1.9], [2.0, 1.9]])
-    seen = torch.zeros(1, 2, dtype=torch.bool)
-    sampling = Sampling(temperature=0, repetition_penalty=2)
-    assert verify(z, [[0]], sampling, seen=seen) == [[0, 1]]  # 2.0/2 < 1.9
-    assert not seen.any()  # the caller's own record changes only when it takes the tokens
+    for sampling in (Sampling(temperature=0, repetition_penalty=2), Sampling(temperature=0, presence_penalty=0.2)):
+        adjustments = Adjustments(sampling, 2)
+        assert verify(z, [[0]], sampling, adjustments=[adjustments]) == [[0, 1]]  # 2.0/2 < 1.9, 2.0 - 0.2 < 1.9
+        # the caller's own record changes only when it takes the tokens
+        assert verify(z[:1], [[]], sampling, adjustments=[adjustments]) == [[0]]
 
 
 # -- supports that differ --
@@ -220,11 +224,7 @@ class Request:
         self.target, self.drafter, self.sampling, self.rule = target, drafter, sampling, rule
         self.uniforms = Uniforms(torch.Generator().manual_seed(seed), rule)
         self.lengths, self.tokens, self.prompt = itertools.cycle(lengths), [], list(prompt)
-
-    def seen(self, context):
-        mask = torch.zeros(1, self.target.width, dtype=torch.bool)
-        mask[0, [*self.prompt, *context]] = True
-        return mask
+        self.adjustments = Adjustments(sampling, target.width, prompt=self.prompt, ends=ENDS)
 
     def draft(self):
         m = next(self.lengths)
@@ -232,8 +232,8 @@ class Request:
         drafted, rows = [], []
         for i in range(m):
             context = [*self.tokens, *drafted]
-            z = self.drafter(context).unsqueeze(0)
-            token, q = propose(z, self.sampling, seen=self.seen(context), uniforms=u[i : i + 1, 0])
+            z = adjusted(self.drafter(context).unsqueeze(0), [(self.adjustments, drafted)])
+            token, q = propose(z, self.sampling, uniforms=u[i : i + 1, 0])
             drafted.append(int(token))
             rows.append(q)
         q = torch.cat(rows) if rows and rows[0] is not None else None
@@ -243,9 +243,11 @@ class Request:
         drafted, q, u = self.draft()
         z = torch.stack([self.target([*self.tokens, *drafted[:i]]) for i in range(len(drafted) + 1)])
         uniforms = None if self.sampling.is_greedy else u
-        seen = self.seen(self.tokens)
-        (new,) = verify(z, [drafted], self.sampling, rule=self.rule, uniforms=uniforms, seen=seen, proposals=[q])
+        options = {"uniforms": uniforms, "adjustments": [self.adjustments], "proposals": [q]}
+        (new,) = verify(z, [drafted], self.sampling, rule=self.rule, **options)
         self.tokens += new
+        for token in new:
+            self.adjustments.add(token)
         self.uniforms.written(len(new))
 
     def write(self, count):
@@ -254,13 +256,27 @@ class Request:
         return self.tokens[:count]
 
 
+ENDS = (0,)
+
+
+def _by_hand(z, sampling, prompt, answer):
+    """Logits as they are drawn from, one token after the other, by the order that the options name."""
+    z = z.tolist()
+    for v in range(len(z)):
+        if v in prompt or v in answer:
+            z[v] = z[v] * sampling.repetition_penalty if z[v] < 0 else z[v] / sampling.repetition_penalty
+        z[v] -= sampling.presence_penalty * (v in answer) + sampling.frequency_penalty * answer.count(v)
+        z[v] += sampling.logit_bias.get(v, 0)
+        if len(answer) < sampling.min_tokens and v in (*ENDS, *sampling.stop_token_ids):
+            z[v] = -math.inf
+    return torch.tensor([z])
+
+
 def _plain(world, sampling, seed, count, prompt=()):
     generator, tokens = torch.Generator().manual_seed(seed), []
     for _ in range(count):
-        seen = torch.zeros(1, world.width, dtype=torch.bool)
-        seen[0, [*prompt, *tokens]] = True
         u = None if sampling.is_greedy else torch.rand(1, generator=generator, dtype=torch.float64)
-        tokens.append(int(choose(world(tokens).unsqueeze(0), sampling, seen=seen, uniforms=u)))
+        tokens.append(int(choose(_by_hand(world(tokens), sampling, prompt, tokens), sampling, uniforms=u)))
     return tokens
 
 
@@ -269,7 +285,7 @@ def _plain(world, sampling, seed, count, prompt=()):
     seed=st.integers(0, 10_000),
     other=st.integers(0, 3),
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
-    sampling=st.sampled_from([*SAMPLINGS, GREEDY, Sampling(temperature=0, repetition_penalty=1.5)]),
+    sampling=st.sampled_from([*SAMPLINGS, GREEDY, *(make_sampling(s, temperature=0) for s in SAMPLINGS[5:])]),
 )
 def test_coupled_writes_what_plain_decoding_writes(seed, other, lengths, sampling):
     world, prompt = World(6, seed=seed), [1, 4]
@@ -290,9 +306,7 @@ def _joint(world, sampling, count, prompt=()):
     for _ in range(count):
         longer = {}
         for context, chance in found.items():
-            seen = torch.zeros(1, world.width, dtype=torch.bool)
-            seen[0, [*prompt, *context]] = True
-            z = penalise_repetition(world(context).unsqueeze(0), seen, sampling.repetition_penalty)
+            z = _by_hand(world(context), sampling, prompt, context)
             for token, p in enumerate(distribution(z, sampling)[0].tolist()):
                 if p > 0:
                     longer[(*context, token)] = chance * p
@@ -322,12 +336,7 @@ class Crowd:
         generator = torch.Generator().manual_seed(99)
         self.u = torch.rand(n, 16, UNIFORMS[rule], generator=generator, dtype=torch.float64)
         self.tokens = [[] for _ in range(n)]
-
-    def seen(self, contexts):
-        mask = torch.zeros(len(contexts), 4, dtype=torch.bool)
-        for row, context in enumerate(contexts):
-            mask[row, [*self.prompt, *context]] = True
-        return mask
+        self.adjustments = [Adjustments(sampling, 4, prompt=prompt, ends=ENDS) for _ in range(n)]
 
     def draft(self, going, lengths):
         drafts, chances = {r: [] for r in going}, {r: [] for r in going}
@@ -340,7 +349,8 @@ class Crowd:
             contexts = [[*self.tokens[r], *drafts[r]] for r in here]
             z = torch.stack([self.drafter(context) for context in contexts])
             u = torch.stack([self.u[r, len(context), 0] for r, context in zip(here, contexts, strict=True)])
-            drawn, q = propose(z, self.sampling, seen=self.seen(contexts), uniforms=u)
+            z = adjusted(z, [(self.adjustments[r], drafts[r]) for r in here])
+            drawn, q = propose(z, self.sampling, uniforms=u)
             for r, token, row in zip(here, drawn.tolist(), q, strict=True):
                 drafts[r].append(token)
                 chances[r].append(row)
@@ -357,11 +367,13 @@ class Crowd:
             self.sampling,
             rule=self.rule,
             uniforms=torch.stack([self.u[r, len(context)] for r, context in rows]),
-            seen=self.seen([self.tokens[r] for r in going]),
+            adjustments=[self.adjustments[r] for r in going],
             proposals=chances,
         )
         for r, tokens in zip(going, new, strict=True):
             self.tokens[r] += tokens
+            for token in tokens:
+                self.adjustments[r].add(token)
 
 
 def _written(rule, sampling, n, count, *, certain=False, prompt=()):
@@ -414,15 +426,17 @@ def test_neighbours_and_order_of_work_do_not_matter(seed, lengths, sampling, rul
     drafts = [torch.randint(width, (m,), generator=generator).tolist() for m in lengths]
     chances = [torch.rand(m, width, generator=generator).softmax(-1) if m % 2 else None for m in lengths]
     u = torch.rand(sum(rows), 1 if rule == "coupled" else 2, generator=generator, dtype=torch.float64)
-    seen = torch.rand(len(lengths), width, generator=generator) < 0.3
+    every = [Adjustments(sampling, width, prompt=[b % width], ends=ENDS) for b in range(len(lengths))]
     together = {
-        at_once: verify(z, drafts, sampling, rule=rule, uniforms=u, seen=seen, proposals=chances, at_once=at_once)
+        at_once: verify(
+            z, drafts, sampling, rule=rule, uniforms=u, adjustments=every, proposals=chances, at_once=at_once
+        )
         for at_once in (False, True)
     }
     alone = []
     for b, (part, number) in enumerate(zip(z.split(rows), u.split(rows), strict=True)):
         alone += verify(
-            part, drafts[b : b + 1], sampling, rule=rule, uniforms=number, seen=seen[b : b + 1],
+            part, drafts[b : b + 1], sampling, rule=rule, uniforms=number, adjustments=every[b : b + 1],
             proposals=chances[b : b + 1],
         )  # fmt: skip
     assert together[False] == together[True] == alone
@@ -460,10 +474,9 @@ def test_a_greedy_drafter_is_certain():
 
 def test_propose_draws_as_the_target_would():
     z, u = torch.randn(3, 5), torch.rand(3, dtype=torch.float64)
-    seen = torch.rand(3, 5) < 0.5
     sampling = SAMPLINGS[-1]
-    tokens, q = propose(z, sampling, seen=seen, uniforms=u)
-    assert torch.equal(tokens, choose(z, sampling, seen=seen, uniforms=u))
+    tokens, q = propose(z, sampling, uniforms=u)
+    assert torch.equal(tokens, choose(z, sampling, uniforms=u))
     assert torch.equal(tokens, draw(q, u))
 
 

@@ -84,3 +84,14 @@ def test_stop_strings_of_several_bytes(word):
             break
     assert "".join(pieces) == assembler.text == "one "
     assert assembler.stopped_by == word
+
+
+def test_a_stop_string_that_is_completed_too_early_does_not_count():
+    scanner = StopScanner(["stop"])
+    assert scanner.push("a stop, a st", looking=False) == "a stop, a "
+    assert scanner.push("op here", looking=True) == ""
+    assert scanner.found == "stop"
+    scanner = StopScanner(["stop"])
+    assert scanner.push("sto", looking=False) + scanner.push("p", looking=False) == "stop"
+    assert scanner.push("!") + scanner.finish() == "!"
+    assert scanner.found is None

@@ -15,9 +15,10 @@ import torch
 
 import tiny
 from trimtab.decoding.config import Sampling, make_sampling
-from trimtab.engine.answers import Answer, Core, DraftModel
+from trimtab.engine.answers import Answer
 from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig, make_engine_config
+from trimtab.engine.core import Core, DraftModel
 from trimtab.engine.guidance import Pull
 from trimtab.engine.results import Watch
 from trimtab.engine.scheduler import Scheduler
@@ -145,7 +146,7 @@ def make_answer(
     everyone = watch is not None and watch.objectives
     prompts |= {j + 1: [5, *ids] for j, pull in enumerate(pulls) if pull.weight != 0 or everyone}
     chosen = sampling or make_sampling(None, **{"max_tokens": 8, "ignore_eos": True, **options})
-    return Answer(core, prompts, tuple(pulls), chosen, seed, rule=rule, prompt=ids, watch=watch, salt=salt)
+    return Answer(core, prompts, tuple(pulls), chosen, seed, rule=rule, prompt=prompt, watch=watch, salt=salt)
 
 
 def add(scheduler: Scheduler, answer: Answer) -> Answer:

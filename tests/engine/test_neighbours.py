@@ -11,6 +11,7 @@ from engine.blends import save_conditioned
 from engine.compiler import needs_compiler
 from trimtab.engine import load, sampler
 from trimtab.engine.native import build, ready
+from trimtab.engine.results import Watch
 from trimtab.models import load_base
 
 PROMPTS = ["the quick", "I would be happy to help you, thank you", "a" * 40, "jump", "the quick brown fox jumps", "dog"]
@@ -89,3 +90,36 @@ def test_alone_or_in_a_crowd(folders, logits, kernels, dtype):
             torch.testing.assert_close(torch.stack(logits[i]), z, atol=1e-4, rtol=1e-4)
         else:
             torch.testing.assert_close(logits[i][0], z[0], atol=0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernels", [pytest.param("native", marks=needs_compiler), "torch"])
+def test_being_watched_changes_nothing(folders, logits, kernels, dtype):
+    """Guides and objectives that only watch are neighbours in the same forward, and no more than that."""
+    if kernels == "native":
+        build(wait=True)
+        assert ready()
+    config = {"kernels": kernels, "enable_prefix_caching": False}
+    engine = load(folders / "base", [folders / "arm", folders / "uni"], dtype=dtype, config=config)
+    alone = each_alone(engine, logits)
+    for i, (prompt, guidance, options) in enumerate(zip(PROMPTS, GUIDANCE, SAMPLING, strict=True)):
+        logits.clear()
+        sampling = {**options, "seed": options["seed"] + i, "ignore_eos": True}
+        watch = Watch(top=5, base=True, objectives=True)
+        (answer,) = engine.answers(prompt, guidance=guidance, sampling=sampling, watch=watch)
+        engine._write([answer], 1, None)
+        z, tokens = alone[i]
+        if kernels == "native":
+            assert torch.equal(torch.stack(logits[0]), z)
+        elif dtype == "float32":
+            torch.testing.assert_close(torch.stack(logits[0]), z, atol=1e-4, rtol=1e-4)
+        if kernels == "native" or dtype == "float32":
+            assert answer.tokens == tokens
+        assert [n.token_id for n in answer.noted] == answer.tokens
+        names = {"arm", "uni"}
+        assert all(n.guides.keys() == names and len(n.objectives) == 4 for n in answer.noted)
+        reading = engine.reading(prompt, answer.tokens, guidance=guidance, watch=watch)
+        engine.parts[1].add(reading, tokens=len(answer.tokens))
+        engine.parts[1].drive([reading])
+        if kernels == "native":  # to the bit: read in one piece or written token by token
+            assert reading.noted == list(answer.noted)

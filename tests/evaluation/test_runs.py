@@ -77,8 +77,8 @@ def test_the_folder_holds_everything(finished):
     samples = read_lines(finished / "samples.jsonl")
     assert len(samples) == len(metrics["settings"]) * 3 * 2
     assert set(samples[0]) >= {
-        "key", "id", "prompt", "setting", "sample", "response", "token_ids", "finish_reason", "tokens", "seed", "scores",
-        "diagnostics",
+        "key", "id", "prompt", "setting", "sample", "response", "token_ids", "finish_reason", "tokens", "seed",
+        "scores", "diagnostics",
     }  # fmt: skip
     roles = {(role["kind"], role["of"]) for setting in metrics["settings"] for role in setting["roles"]}
     assert roles == {(kind, f"strength {s}") for kind in ("untrained", "temperature") for s in (1, 2)}
@@ -203,8 +203,9 @@ def test_methods_and_a_grid_from_a_file(capsys, llama_folder, tmp_path):
     save_conditioned(load_base(str(llama_folder), dtype="float32"), tmp_path / "uni", "moslora-text")
     config = {
         "base": str(llama_folder), "guide": [str(tmp_path / "uni")], "dtype": "float32", "max_tokens": 4,
-        "prompts": str(write_prompts(tmp_path)), "output_dir": str(tmp_path / "run"), "scorers": "length,concise,distinct-1",
-        "alphas": "helpful=1;harmless=1;helpful=0.5,harmless=0.5", "front": {"helpful": "length", "harmless": "distinct-1"},
+        "prompts": str(write_prompts(tmp_path)), "output_dir": str(tmp_path / "run"),
+        "scorers": "length,concise,distinct-1", "alphas": "helpful=1;harmless=1;helpful=0.5,harmless=0.5",
+        "front": {"helpful": "length", "harmless": "distinct-1"},
         "methods": [
             {"name": "asked", "system": "Be polite."},
             {"name": "best of 3", "best_of": 3, "scorer": "length"},

@@ -32,6 +32,14 @@ class GenerateOptions(Sampling, SteeringOptions):
     output: Path | None = Field(None, description="Write the answers here as JSON lines (.gz: compressed).")
     raw: bool = Field(False, description="Take text prompts as plain text to continue, not as a user turn.")
     batch_size: int = Field(16, ge=1, description="Most answers written at a time.")
+    suite: str | None = Field(
+        None,
+        description="alpaca_eval or mt_bench: --input is that suite's file of questions, and --output gets the answers "
+        "as its own tool reads them, every turn answered.",
+    )
+    model_name: str | None = Field(
+        None, description="What the model is called in a suite's file (default: the name of --output)."
+    )
 
 
 _EXTRA = [
@@ -54,9 +62,17 @@ def run(given: dict[str, Any], as_json: bool, config: Path | None) -> None:
     """Answer prompts with a base model steered by guides.
 
     One prompt (--prompt) or a file of them (--input). Answers go to stdout, or to --output as JSON lines with the
-    prompt's id and the weights, preferences, seed and sampling that were applied.
+    prompt's id and the weights, preferences, seed and sampling that were applied. With --suite, the questions are those
+    of AlpacaEval or MT-bench, and the answers are written as its tool reads them.
     """
     options = resolve_config(GenerateOptions, given, config)
+    if options.suite is not None:
+        from trimtab.cli.suites import run_suite
+
+        run_suite(options, as_json=as_json)
+        return
+    if options.model_name is not None:
+        raise ConfigError("--model-name names the model in a suite's file: it needs --suite.")
     # Everything that can be wrong is looked at before a model is loaded.
     rows = _rows(options)
     guidance = guidance_of(options)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import chat, data, evaluate, export, fit, generate, rank, serve, train
+from trimtab.cli import chat, data, evaluate, export, fit, generate, harness, judge, rank, score, serve, train
 from trimtab.cli.console import note
 from trimtab.cli.demo import demo
 from trimtab.cli.info import info
@@ -33,6 +33,9 @@ app.command("fit")(fit.fit_command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("serve")(serve.command)
+app.command("score")(score.command)
+app.command("judge")(judge.command)
+app.command(harness.VERB, context_settings=harness.CONTEXT)(harness.command)
 app.command("export")(export.export_command)
 app.command("info")(info)
 
@@ -60,7 +63,8 @@ def normalise_flags(arguments: list[str]) -> list[str]:
     """Accept ``--learning_rate`` wherever ``--learning-rate`` is meant (Trainer's spelling and vLLM's)."""
     result: list[str] = []
     for i, argument in enumerate(arguments):
-        if argument == "--":
+        other_program = argument == harness.VERB and all(before.startswith("-") for before in result)
+        if argument == "--" or other_program:
             return [*result, *arguments[i:]]
         name, equals, value = argument.partition("=")
         is_flag = name.startswith("--") and "_" in name and " " not in name

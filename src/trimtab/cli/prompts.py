@@ -41,6 +41,24 @@ def read_prompts(path: Path, *, raw: bool = False, system: str | None = None) ->
     return rows
 
 
+def read_answered(path: Path, *, raw: bool = False, system: str | None = None) -> list[tuple[PromptRow, str]]:
+    """Read prompts with an answer to each: as :func:`read_prompts`, with a ``response`` in every row.
+
+    Raises:
+        DataError: as there, or a row has no ``response`` text.
+    """
+    found: list[tuple[PromptRow, str]] = []
+    for number, line in _lines(path):
+        prompt = _row(path, number, line, raw, system)
+        response = json.loads(line).get("response")
+        if not isinstance(response, str) or not response:
+            raise DataError(f"{path}:{number} has no 'response', the text to score.")
+        found.append((prompt, response))
+    if not found:
+        raise DataError(f"{path} holds no answers: give one JSON object a line, with 'prompt' and 'response'.")
+    return found
+
+
 def as_prompt(text: str, *, raw: bool, system: str | None) -> Any:
     """Return text as a user turn, after the system message if there is one; or, if ``raw``, as it is.
 

@@ -96,16 +96,19 @@ def _check_installed() -> None:
 
 
 def _server_config(options: ServeOptions) -> ServerConfig:
+    from trimtab.serving.origins import check_origins
+
     values = {name: getattr(options, name) for name in ServerConfig.model_fields}
     if values["served_model_name"] is None:
         folder = Path(options.base)
         values["served_model_name"] = folder.resolve().name if folder.is_dir() else options.base
+    values["allowed_origins"] = check_origins(options.allowed_origins)
     return ServerConfig(**values)
 
 
 def _keys(server: ServerConfig) -> Keys:
     from trimtab.serving.auth import ENVIRONMENT, read_keys
-    from trimtab.serving.run import reaches_others
+    from trimtab.serving.origins import reaches_others
 
     keys, warnings = read_keys(server, os.environ)
     if not keys and reaches_others(server.host):
@@ -122,7 +125,7 @@ def _keys(server: ServerConfig) -> Keys:
 
 def _presets(server: ServerConfig, engine: Engine, guidance: Guidance) -> Presets:
     from trimtab.engine.guidance import resolve
-    from trimtab.serving.presets import Presets
+    from trimtab.serving.presets import DEFAULT, Presets
 
     guides = list(engine.guides.values())
     presets = Presets({})
@@ -135,7 +138,7 @@ def _presets(server: ServerConfig, engine: Engine, guidance: Guidance) -> Preset
                 "bare name is guided by: leave one of them out."
             )
         resolve(guidance, guides)
-        presets.default = guidance
+        presets = Presets({DEFAULT: guidance, **presets.named}, descriptions=presets.descriptions)
     return presets
 
 

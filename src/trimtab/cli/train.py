@@ -35,10 +35,11 @@ _EXTRA = [
 
 
 def _run(given: dict[str, Any], config: Path | None, json: bool) -> None:
-    """Train a guide on preference pairs and write its folder.
+    """Train a guide (or a scalar reward model) on preference pairs and write its folder.
 
     The guide is a LoRA (or with --full-finetune a whole model) whose log-probability is the reward. With --method parm
-    or uniarm it serves several objectives and is told at each use how much of each is wanted. With --eval-data,
+    or uniarm it serves several objectives and is told at each use how much of each is wanted. With --method scalar
+    the result is no guide but a judge: one number for a whole answer, for 'trimtab evaluate'. With --eval-data,
     held-out pairs are ranked before and after training.
     """
     resolved = resolve_config(TrainConfig, given, config)
@@ -67,6 +68,9 @@ def _as_json(result: TrainResult) -> dict[str, Any]:
 def _show(result: TrainResult, config: TrainConfig) -> None:
     from trimtab.cli.rank import show_report
 
+    if config.method == "scalar":
+        _show_scalar(result)
+        return
     seconds = result.metrics["wall_seconds"]
     loss = result.metrics.get("train_loss", float("nan"))
     out.print(
@@ -83,6 +87,26 @@ def _show(result: TrainResult, config: TrainConfig) -> None:
     steer = f" --weights {shlex.quote(weights)}" if config.conditioned else ""
     out.print(f"  trimtab rank --guide {guide} --data {held_out}", markup=False)
     out.print(f"  trimtab generate --base {base} --guide {guide}{steer} --prompt 'Your question'", markup=False)
+
+
+def _show_scalar(result: TrainResult) -> None:
+    name, folder = result.objectives[0], result.output_dir
+    loss = result.metrics.get("train_loss", float("nan"))
+    out.print(
+        f"Trained on {result.pairs} pairs in {result.metrics['wall_seconds']:.0f} s; mean loss {loss:.3f}. The reward "
+        f"model for {name!r} is in {folder}",
+        markup=False,
+    )
+    report = result.report
+    if report is not None:
+        matched = f"; on {report.matched_guide.n} of like length {report.matched_guide}" if report.matched_guide else ""
+        out.print(
+            f"Of {report.n} held-out pairs it ranks {report.guide} right{matched}; length alone {report.length} (the "
+            f"{report.length_rule} answer wins).",
+            markup=False,
+        )
+    out.print("It judges and does not guide: name it among the scorers, as", markup=False)
+    out.print(f"  --scorers {shlex.quote(f'reward:{folder}')}", markup=False)
 
 
 train_command = command_from(TrainConfig, _run, extra=_EXTRA)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trimtab.validation import validated
 
@@ -14,8 +14,20 @@ def _option(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"panel": "Sampling"}, **limits)
 
 
+MAX_STOPS = 64  # strings, and ids
+MAX_STOP_LENGTH = 1024
+MAX_BIASES = 1024
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+"""An id of the base's vocabulary; whether the base has it is known only where the base is."""
+
+
 class Sampling(BaseModel):
-    """How answers are drawn from the combined logits; the names are those of vLLM's ``SamplingParams``."""
+    """How answers are drawn from the combined logits; the names are those of vLLM's ``SamplingParams``.
+
+    The options act in this order: repetition penalty, presence and frequency penalty, logit bias, ``min_tokens``;
+    then temperature, top-k, top-p and min-p.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +44,24 @@ class Sampling(BaseModel):
         gt=0,
         allow_inf_nan=False,
     )
-    stop: tuple[str, ...] = _option((), "End the answer before this text (repeatable).")
+    presence_penalty: float = _option(
+        0.0, "Subtracted from the combined logits of tokens already in the answer.", ge=-2, le=2, allow_inf_nan=False
+    )
+    frequency_penalty: float = _option(
+        0.0, "The same, as many times as the token is in the answer.", ge=-2, le=2, allow_inf_nan=False
+    )
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = _option(
+        {}, "TOKEN_ID=BIAS, added to the token's combined logit (repeatable).", max_length=MAX_BIASES
+    )
+    min_tokens: int = _option(
+        0, "Fewest tokens in an answer: until then nothing ends it but max_tokens and the context.", ge=0
+    )
+    stop: tuple[Annotated[str, Field(max_length=MAX_STOP_LENGTH)], ...] = _option(
+        (), "End the answer before this text (repeatable).", max_length=MAX_STOPS
+    )
+    stop_token_ids: tuple[TokenId, ...] = _option(
+        (), "End the answer with this token, which is not shown (repeatable).", max_length=MAX_STOPS
+    )
     seed: int | None = _option(None, "Seed; answer i is drawn with SEED + i. Default: a fresh one.", ge=0, lt=2**63)
     n: int = _option(1, "Answers for each prompt, from one reading of it.", ge=1)
     ignore_eos: bool = _option(False, "Go on past the base's end-of-answer tokens.")
@@ -48,6 +77,12 @@ class Sampling(BaseModel):
         if any(not text for text in value):
             raise ValueError("a stop string is empty; it would end every answer at once")
         return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, but max_tokens ends the answer at {self.max_tokens}")
+        return self
 
     @property
     def is_greedy(self) -> bool:

@@ -1,7 +1,7 @@
 """Sampling: from combined logits z' to a token. Pure functions, each a line of the method.
 
-Order, the same as in transformers' ``generate``: repetition penalty, temperature, top-k, top-p, min-p. Each is
-applied once, to z' (the "rule of one"), never to a model's own logits.
+Order, the same as in transformers' ``generate``: penalties and biases (:mod:`trimtab.decoding.adjusting`), temperature,
+top-k, top-p, min-p. Each is applied once, to z' (the "rule of one"), never to a model's own logits.
 """
 
 from __future__ import annotations
@@ -14,20 +14,7 @@ from trimtab.decoding.config import Sampling
 
 _NEGATIVE_INFINITY = float("-inf")
 _BLOCK = 128
-
-
-def penalise_repetition(z: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that were seen less likely (Keskar et al., arXiv 1909.05858, as transformers applies it).
-
-    The penalty acts on z' as combined from raw logits, so at strength 0 it is what ``generate`` does to the base;
-    under guidance z' is about 1 + Σw times as large and the penalty grows with it.
-
-    Args:
-        z: (B, V) combined logits.
-        seen: (B, V) bool, the tokens of the base's prompt and of the answer so far.
-        penalty: > 1 discourages, < 1 encourages, 1 does nothing.
-    """
-    return torch.where(seen, torch.where(z < 0, z * penalty, z / penalty), z)
+_COLDEST = 1e-30  # a smaller temperature is 0 in float32, and 0 / 0 no number; the likeliest token is certain by then
 
 
 def keep_top_k(z: Tensor, k: int) -> Tensor:
@@ -79,9 +66,9 @@ def keep_min_p(z: Tensor, p: float) -> Tensor:
 def distribution(z: Tensor, sampling: Sampling) -> Tensor:
     """Return the probabilities that tokens are drawn with: softmax(z'/τ) on the kept set, (B, V) → (B, V).
 
-    The repetition penalty is not in here: it needs the history (:func:`penalise_repetition`).
+    Penalties and biases are not in here: they need the history (:mod:`trimtab.decoding.adjusting`).
     """
-    z = (z - z.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
+    z = (z - z.amax(dim=-1, keepdim=True)).div_(max(sampling.temperature, _COLDEST))
     z = keep_top_k(z, sampling.top_k)
     z = keep_top_p(z, sampling.top_p)
     return keep_min_p(z, sampling.min_p).softmax(dim=-1)
@@ -116,23 +103,22 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     total = cumulative[..., -1:]
     # Rounding may lift the target to the total itself, which would select past the last possible place.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target.clamp_min(0), right=True)
+    found = torch.searchsorted(cumulative, target.clamp_min(0), right=True)
+    # Nothing exceeds NaN: such a row gets any token, and whoever looks at its logits refuses it.
+    return found.clamp_max(cumulative.shape[-1] - 1)
 
 
-def choose(z: Tensor, sampling: Sampling, *, seen: Tensor | None = None, uniforms: Tensor | None = None) -> Tensor:
+def choose(z: Tensor, sampling: Sampling, *, uniforms: Tensor | None = None) -> Tensor:
     """Choose the next token of each row.
 
     Args:
-        z: (B, V) float32 combined logits.
+        z: (B, V) float32 combined logits, adjusted.
         sampling: one config for all B rows.
-        seen: (B, V) bool, needed where ``repetition_penalty`` is not 1.
         uniforms: (B,) float64 in [0, 1), needed unless greedy.
 
     Returns:
         (B,) long.
     """
-    if sampling.repetition_penalty != 1 and seen is not None:
-        z = penalise_repetition(z, seen, sampling.repetition_penalty)
     if sampling.is_greedy or uniforms is None:
         return z.argmax(dim=-1)
     return draw(distribution(z, sampling), uniforms)

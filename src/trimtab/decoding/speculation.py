@@ -29,8 +29,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trimtab.decoding.adjusting import Adjustments, adjusted
 from trimtab.decoding.config import Sampling
-from trimtab.decoding.sampling import choose, distribution, draw, penalise_repetition
+from trimtab.decoding.sampling import choose, distribution, draw
 from trimtab.errors import ConfigError
 
 Rule = Literal["coupled", "rejection"]
@@ -73,16 +74,14 @@ class Uniforms:
         del self._waiting[:count]
 
 
-def propose(
-    z: Tensor, sampling: Sampling, *, seen: Tensor | None = None, uniforms: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
+def propose(z: Tensor, sampling: Sampling, *, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Draw one drafted token a row, the same way as the target will.
 
     Args:
         z: (B, V) the drafter's combined logits by the BASE's token ids (``VocabularyMap.gather`` maps the scores of a
-            smaller model and gives -inf to tokens that it does not know, so q is 0 there).
+            smaller model and gives -inf to tokens that it does not know, so q is 0 there), adjusted as the target's are
+            (:func:`adjusted`, with the tokens drafted so far).
         sampling: the requests' own; another one is lossless too, but fewer drafts are kept.
-        seen: (B, V) bool, prompt, answer and tokens drafted so far; needed where ``repetition_penalty`` is not 1.
         uniforms: (B,) float64, u of the position that is drafted; needed unless greedy.
 
     Returns:
@@ -90,8 +89,8 @@ def propose(
         is then certain).
     """
     if sampling.is_greedy or uniforms is None:
-        return choose(z, sampling, seen=seen), None
-    q = _target(z, sampling, seen)
+        return choose(z, sampling), None
+    q = distribution(z, sampling)
     return draw(q, uniforms), q
 
 
@@ -102,7 +101,7 @@ def verify(
     *,
     rule: Rule = "coupled",
     uniforms: Tensor | None = None,
-    seen: Tensor | None = None,
+    adjustments: Sequence[Adjustments | None] | None = None,
     proposals: Sequence[Tensor | None] | None = None,
     at_once: bool | None = None,
 ) -> list[list[int]]:
@@ -116,8 +115,7 @@ def verify(
         rule: ``coupled`` or ``rejection``.
         uniforms: (Σ_b (m_b + 1), 1 or 2) float64 in [0, 1), rows as in ``z`` (:meth:`Uniforms.ahead`); needed unless
             greedy.
-        seen: (B, V) bool, tokens of prompt and answer before the drafts; needed where ``repetition_penalty`` is not 1.
-            Drafted tokens are added to a copy as the positions advance.
+        adjustments: of each request, as of before its drafts, which are counted in as the positions advance.
         proposals: for ``rejection``, (m_b, V) probabilities that each request's drafts were drawn with; ``None`` for
             one whose drafts are certain (n-gram lookup, greedy drafters).
         at_once: ``False`` goes through the positions one after the other and a request leaves at its first dropped
@@ -132,18 +130,18 @@ def verify(
     """
     first = _first_rows(drafts)
     _check(z, first[-1], sampling, rule, uniforms)
-    history = None if seen is None or sampling.repetition_penalty == 1 else seen
 
     def decide(positions: Sequence[_Position]) -> list[int]:
         rows = torch.tensor([first[b] + i for b, i in positions], device=z.device)
-        grown = None if history is None else _grown(history, drafts, positions)
         part = z.index_select(0, rows)
+        if adjustments is not None:
+            part = adjusted(part, [(adjustments[b], drafts[b][:i]) for b, i in positions])
         if sampling.is_greedy or uniforms is None:
-            return choose(part, sampling, seen=grown).tolist()
+            return choose(part, sampling).tolist()
         u = uniforms.to(z.device).index_select(0, rows)
         if rule == "coupled":
-            return choose(part, sampling, seen=grown, uniforms=u[:, 0]).tolist()
-        p = _target(part, sampling, grown)
+            return choose(part, sampling, uniforms=u[:, 0]).tolist()
+        p = distribution(part, sampling)
         tokens = [drafts[b][i] if i < len(drafts[b]) else -1 for b, i in positions]
         q = [_proposal(proposals, b, i) for b, i in positions]
         return _rejection(p, tokens, q, u).tolist()
@@ -206,25 +204,9 @@ def _rejection(p: Tensor, drafted: Sequence[int], q: Sequence[Tensor | None], un
     return x.index_copy(0, redrawn, draw(residual, left.index_select(0, redrawn)))
 
 
-def _target(z: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
-    if sampling.repetition_penalty != 1 and seen is not None:
-        z = penalise_repetition(z, seen, sampling.repetition_penalty)
-    return distribution(z, sampling)
-
-
 def _proposal(proposals: Sequence[Tensor | None] | None, b: int, i: int) -> Tensor | None:
     rows = proposals[b] if proposals is not None else None
     return rows[i] if rows is not None and i < rows.shape[0] else None
-
-
-def _grown(seen: Tensor, drafts: Sequence[Sequence[int]], positions: Sequence[_Position]) -> Tensor:
-    """Return (N, V): what each position has seen, the drafted tokens before it included."""
-    grown = seen.index_select(0, torch.tensor([b for b, _ in positions], device=seen.device))
-    marks = [(row, token) for row, (b, i) in enumerate(positions) for token in drafts[b][:i]]
-    if marks:
-        rows, tokens = torch.tensor(marks, device=seen.device).unbind(-1)
-        grown[rows, tokens] = True
-    return grown
 
 
 def _first_rows(drafts: Sequence[Sequence[int]]) -> list[int]:

@@ -60,15 +60,20 @@ class StopScanner:
         self._held = ""
         self.found: str | None = None
 
-    def push(self, piece: str) -> str:
-        """Add text; return what is certainly before any stop string."""
+    def push(self, piece: str, *, looking: bool = True) -> str:
+        """Add text; return what is certainly before any stop string.
+
+        Args:
+            piece: the text.
+            looking: whether a stop string that this completes ends the text; one that it only begins still can.
+        """
         if self.found is not None:
             return ""
         if not self._stops:
             return piece
         self._held += piece
         hits = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if hits:
+        if hits and looking:
             _, at, self.found = min(hits)
             text, self._held = self._held[:at], ""
             return text
@@ -109,13 +114,18 @@ class TextAssembler:
         """The stop string that ended the text, or ``None``."""
         return self._scanner.found
 
-    def push(self, token: int) -> str:
-        """Add a token; return the new text that may be shown."""
-        return self._out(self._scanner.push(self._decoder.push(token)))
+    def push(self, token: int, *, looking: bool = True) -> str:
+        """Add a token; return the new text that may be shown.
 
-    def finish(self) -> str:
+        Args:
+            token: the token.
+            looking: whether a stop string that it completes ends the text.
+        """
+        return self._out(self._scanner.push(self._decoder.push(token), looking=looking))
+
+    def finish(self, *, looking: bool = True) -> str:
         """End the answer; return the last text that may be shown."""
-        last = self._scanner.push(self._decoder.finish())
+        last = self._scanner.push(self._decoder.finish(), looking=looking)
         return self._out(last + self._scanner.finish())
 
     def _out(self, piece: str) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from trimtab.decoding.adjusting import Adjustments
 from trimtab.decoding.config import Sampling
 from trimtab.decoding.speculation import Rule, Uniforms
 from trimtab.decoding.stops import TextAssembler
-from trimtab.engine.backbone import Backbone
+from trimtab.engine.core import Core
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
@@ -22,100 +23,7 @@ from trimtab.engine.noting import Voice, voices
 from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import FinishReason, Generation, TokenScores, Watch
 from trimtab.errors import GuidanceError, PromptTooLongError
-from trimtab.models import Base, Prompt, VocabularyMap, check_ids, encode_prompt, is_ids
-
-if TYPE_CHECKING:
-    from trimtab.models import Text
-
-
-@dataclass(frozen=True)
-class DraftModel:
-    """A model whose bare weights propose tokens, together with the guides on the same weights.
-
-    Attributes:
-        backbone: number of its backbone.
-        vocabulary: how its scores reach the base's token ids.
-    """
-
-    backbone: int
-    vocabulary: VocabularyMap
-
-    def own_id(self, token: int) -> int:
-        """Return its id of a base token; -1 if it has none."""
-        return token if self.vocabulary.index is None else int(self.vocabulary.index[token])
-
-
-@dataclass(frozen=True)
-class Core:
-    """What is loaded: the base, its guides and their backbones."""
-
-    base: Base
-    backbones: Sequence[Backbone]
-    guides: Sequence[Guide]
-    stop_ids: frozenset[int]
-    draft: DraftModel | None = None
-
-    def backbone_of(self, stream: int) -> int:
-        """Return the number of the backbone that a stream runs through."""
-        if stream == DRAFT and self.draft is not None:
-            return self.draft.backbone
-        return self.guides[stream - 1].backbone if stream else 0
-
-    def own_id(self, stream: int, token: int) -> int:
-        """Return a stream's own id of a base token.
-
-        Raises:
-            GuidanceError: a guide does not know it.
-        """
-        if stream == DRAFT and self.draft is not None:
-            # A token that it does not know is one it will not propose; what it reads instead costs drafts, not truth.
-            return max(0, self.draft.own_id(token))
-        return self.guides[stream - 1].own_id(token) if stream else token
-
-    def encode(self, prompt: Prompt, stream: int) -> list[int]:
-        """Return the prompt's ids as a stream reads it: a text in its own template and by its own tokenizer.
-
-        Raises:
-            DataError: the prompt is empty, its template refuses it, or an id is not in the base's vocabulary.
-            GuidanceError: a guide does not know one of the ids.
-        """
-        if is_ids(prompt):
-            return [self.own_id(stream, t) for t in check_ids(prompt, self.base.vocabulary_size, self.base.id)]
-        text = cast("Text", prompt)
-        return self.guides[stream - 1].encode_prompt(text) if stream else encode_prompt(self.base.tokenizer, text)
-
-    def mark(self, stream: int, pull: Pull | None) -> object:
-        """Return what a row's reading of a text depends on beside the text and its stream."""
-        return self.guides[stream - 1].condition_key(pull) if stream and pull else None
-
-    def row(self, stream: int, tokens: list[int], pull: Pull | None = None, salt: str | None = None) -> Row:
-        """Return a row of a stream, for guides at what is asked of them."""
-        if not stream:
-            return Row(BASE, 0, tokens, salt=salt)
-        guide = self.guides[stream - 1]
-        conditions = guide.conditions(pull) if pull else None
-        return Row(stream, guide.backbone, tokens, guide.slot, conditions, self.mark(stream, pull), salt)
-
-    def room(self, lengths: Sequence[tuple[int, int]]) -> int:
-        """Return how many tokens fit behind the prompts of one request.
-
-        Args:
-            lengths: (stream, tokens of its prompt) of each row.
-
-        Raises:
-            PromptTooLongError: one of them fills its context.
-        """
-        most: list[int] = []
-        for stream, count in lengths:
-            length = self.backbones[self.backbone_of(stream)].context_length
-            if count >= length:
-                reader = f"the guide {self.guides[stream - 1].name!r}" if stream else f"the base {self.base.id!r}"
-                raise PromptTooLongError(
-                    f"The prompt has {count} tokens, but {reader} reads at most {length}, answer included: "
-                    "shorten the prompt."
-                )
-            most.append(length - count)
-        return min(most)
+from trimtab.models import Prompt
 
 
 class Answer(Request):
@@ -125,17 +33,17 @@ class Answer(Request):
         prompts: stream → prompt ids, of the streams that have a row.
         pulls: what is asked of each guide.
         sampling: how its tokens are drawn.
-        limit: most tokens, by ``max_tokens`` and by the contexts.
         tokens: those chosen so far.
         pieces: text that nobody has taken yet.
-        seen: (V,) bool, the tokens of prompt and answer, kept only for a repetition penalty.
+        adjustments: penalties, biases and the like, where its sampling asks for some; ``None``: z' stays as it is.
         heard: guides and objectives whose opinion is noted, each with the row that gives it.
         drafting: how its next tokens are drafted; ``None`` where they are not.
         uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
         prompt: what it answers, as the caller gave it.
         watch: what is noted of each token; ``None``: nothing.
         noted: what was noted of the tokens and nobody has taken yet.
-        cached_tokens: how many tokens of the base's prompt were found in the cache when it began; ``None`` before.
+        cached_tokens: how many tokens of the base's prompt were found in the cache when it began.
+        begun: whether it has had pages.
         salt: answers of different salts share nothing that was read.
     """
 
@@ -175,29 +83,37 @@ class Answer(Request):
         self.tokens: list[int] = []
         self.watch = watch
         self.salt = salt
-        arranged = self._arrange(prompts, pulls)
-        self._adopt(arranged)
-        self.rows = arranged.rows
-        self.prompts = prompts
-        self.pulls = pulls
+        self.prompts: dict[int, list[int]]
+        self.pulls: tuple[Pull, ...]
+        self.heard: list[tuple[Voice, Row]]
+        room = core.room([(stream, len(ids)) for stream, ids in prompts.items()])
+        self.rows = self.adopt(self._plan(prompts, pulls, room))
         self.sampling = sampling
-        self.limit = min(sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
+        self._most = sampling.max_tokens
         self.seed = None if sampling.is_greedy else seed
         self.place = place
         self.text = TextAssembler(core.base.tokenizer, sampling.stop)
         self.pieces: deque[str] = deque()
         self.finish_reason: FinishReason | None = None
-        self.seen: Tensor | None = None
         self.prompt = prompt
         self.noted: deque[TokenScores] = deque()
-        self.cached_tokens: int | None = None
+        self.cached_tokens = 0
+        self.begun = False
         self.drafting: Drafting | None = None
         self.uniforms: Uniforms | None = None
         if not sampling.is_greedy:
             self.uniforms = Uniforms(torch.Generator().manual_seed(seed), rule)
-        if sampling.repetition_penalty != 1:
-            self.seen = torch.zeros(core.base.vocabulary_size, dtype=torch.bool, device=core.base.device)
-            self.seen[torch.tensor(prompts[BASE], device=core.base.device)] = True
+        self.adjustments = _adjustments(core, sampling, prompts[BASE])
+        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else core.stop_ids)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens, by ``max_tokens`` (or what is set here) and by the contexts of those that read along."""
+        return min(self._most, self._room)
+
+    @limit.setter
+    def limit(self, tokens: int) -> None:
+        self._most = tokens
 
     @property
     def finished(self) -> bool:
@@ -265,16 +181,17 @@ class Answer(Request):
         self.tokens.append(token)
         if self.uniforms is not None:
             self.uniforms.written(1)
-        if self.seen is not None:
-            self.seen[token] = True
-        if token in self._core.stop_ids and not self.sampling.ignore_eos:
+        if self.adjustments is not None:
+            self.adjustments.add(token)
+        looking = len(self.tokens) > self.sampling.min_tokens  # for stop strings
+        if token in self._ends:
             self.finish_reason = "stop"
-            gained = self.text.finish()
+            gained = self.text.finish(looking=looking)
         else:
-            gained = self.text.push(token)
+            gained = self.text.push(token, looking=looking)
             if self.text.stopped_by is None and len(self.tokens) >= self.limit:
                 self.finish_reason = "length"
-                gained += self.text.finish()
+                gained += self.text.finish(looking=looking)
             if self.text.stopped_by is not None:
                 self.finish_reason = "stop"
         if gained:
@@ -294,7 +211,7 @@ class Answer(Request):
             **applied(self._core.guides, self.pulls),
         )
 
-    def change(self, pulls: tuple[Pull, ...], check: Callable[[Sequence[Row], int], None] | None = None) -> list[Row]:
+    def change(self, pulls: tuple[Pull, ...], room: Callable[[Sequence[Row]], int] | None = None) -> list[Row]:
         """Ask something else of the guides from the next token on; return the rows that the answer goes on with.
 
         Rows that nothing changes for are the same objects. A guide that joins reads prompt and answer from the start,
@@ -303,38 +220,47 @@ class Answer(Request):
 
         Args:
             pulls: one a guide.
-            check: called with the rows and with how many tokens they may still get; raises where that cannot be.
+            room: called with the rows, says how many tokens more they have room for.
 
         Raises:
-            PromptTooLongError: the context of a guide that joins has no room for the answer so far. Nothing changes.
+            PromptTooLongError: a guide that joins has no room for the answer so far. Nothing changes.
             GuidanceError: it does not know a token of the answer. Nothing changes.
         """
+        return self.adopt(self.plan(pulls, room))
+
+    def plan(self, pulls: tuple[Pull, ...], room: Callable[[Sequence[Row]], int] | None = None) -> Plan:
+        """Return what :meth:`change` would do, without doing it."""
         core = self._core
+        self.drop_ahead()  # where a reader paused in the middle of somebody else's step there may be drafts
         prompts = {BASE: self.prompts[BASE]}
         for stream, pull in enumerate(pulls, start=1):
             if pull.weight != 0 or (stream in self.prompts and self.hears_all):
                 prompts[stream] = self.prompts.get(stream) or core.encode(self.prompt, stream)
-        limit = min(self.sampling.max_tokens, core.room([(s, len(ids)) for s, ids in prompts.items()]))
-        if limit <= len(self.tokens) and not self.finished:
+        most = core.room([(s, len(ids)) for s, ids in prompts.items()])
+        plan = self._plan(prompts, pulls, most)
+        plan.rows.extend(row for row in self.rows if row.stream == DRAFT)
+        if room is not None:
+            plan = dataclasses.replace(plan, room=min(most, len(self.tokens) + room(plan.rows)))
+        if plan.room <= len(self.tokens) and not self.finished:
             raise PromptTooLongError(
-                f"A guide that joins now would have to read prompt and answer, and its context ends {limit} tokens "
+                f"A guide that joins now would have to read prompt and answer, and its context ends {plan.room} tokens "
                 f"into the answer, which has {len(self.tokens)} already."
             )
-        self.drop_ahead()  # where a reader paused in the middle of somebody else's step there may be drafts
-        arranged = self._arrange(prompts, pulls)
-        rows = [*arranged.rows, *(row for row in self.rows if row.stream == DRAFT)]
-        if check is not None:
-            check(rows, limit - len(self.tokens))
-        self.prompts, self.pulls, self.limit = prompts, pulls, limit
-        self._adopt(arranged)
-        return rows
+        return plan
+
+    def adopt(self, plan: Plan) -> list[Row]:
+        """Carry a plan out; return its rows, which the scheduler is to go on with."""
+        self.prompts, self.pulls, self.heard, self._room = plan.prompts, plan.pulls, plan.heard, plan.room
+        for row in plan.rows:
+            row.watches = row.stream > BASE and row not in plan.deciding
+        return plan.rows
 
     @property
     def hears_all(self) -> bool:
         """Whether guides and objectives that do not decide read along."""
         return self.watch is not None and self.watch.objectives
 
-    def _arrange(self, prompts: Mapping[int, Sequence[int]], pulls: Sequence[Pull]) -> _Arranged:
+    def _plan(self, prompts: dict[int, list[int]], pulls: tuple[Pull, ...], room: int) -> Plan:
         """Return the rows for what is asked of the guides; those that are there already stay. Changes nothing."""
         rows = {(row.stream, row.mark): row for row in self.rows if row.stream != DRAFT}
         found: dict[tuple[int, object], Row] = {}
@@ -352,21 +278,35 @@ class Answer(Request):
         for voice in voices(self._core.guides, pulls) if self.hears_all else ():
             with contextlib.suppress(GuidanceError):  # it does not know a token of the answer
                 heard += [(voice, one(voice.stream, voice.pull))] if voice.stream in prompts else []
-        return _Arranged(list(found.values()), deciding, heard)
-
-    def _adopt(self, arranged: _Arranged) -> None:
-        self.heard = arranged.heard
-        for row in arranged.rows:
-            row.watches = row not in arranged.deciding
+        return Plan(prompts, pulls, room, list(found.values()), deciding, heard)
 
 
 @dataclass(frozen=True)
-class _Arranged:
-    """The rows of an answer, those of them that decide, and whose opinion is noted."""
+class Plan:
+    """What an answer goes on with.
 
+    Attributes:
+        prompts: stream → prompt ids, of the streams that have a row.
+        pulls: what is asked of each guide.
+        room: most tokens of the answer, by contexts and cache.
+        rows: its rows, the base's first.
+        deciding: those that the next token depends on.
+        heard: whose opinion is noted, each with the row that gives it.
+    """
+
+    prompts: dict[int, list[int]]
+    pulls: tuple[Pull, ...]
+    room: int
     rows: list[Row]
     deciding: list[Row]
     heard: list[tuple[Voice, Row]]
+
+
+def _adjustments(core: Core, sampling: Sampling, prompt: Sequence[int]) -> Adjustments | None:
+    if not Adjustments.wanted(sampling):
+        return None
+    size, device = core.base.vocabulary_size, core.base.device
+    return Adjustments(sampling, size, prompt=prompt, ends=core.stop_ids, device=device)
 
 
 def applied(guides: Sequence[Guide], pulls: Sequence[Pull]) -> dict[str, Any]:

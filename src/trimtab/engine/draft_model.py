@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trimtab.engine.answers import DraftModel
 from trimtab.engine.backbone import Backbone
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.core import DraftModel
 from trimtab.engine.guides import Guide
 from trimtab.engine.memory import weight_bytes
 from trimtab.errors import ConfigError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,7 +10,7 @@ from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import Pull
 from trimtab.engine.requests import Request, Row
 from trimtab.engine.scheduler import Scheduler
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, GuidanceError
 
 
 class Driver:
@@ -78,15 +79,25 @@ class Driver:
             for request in requests:
                 self.scheduler.remove(request)
 
-    def change(self, answer: Answer, pulls: tuple[Pull, ...]) -> None:
-        """Let an answer go on with other guidance, between two steps.
+    def change(self, answers: Sequence[Answer], pulls: tuple[Pull, ...]) -> int:
+        """Let answers go on with other guidance, between two steps; return how many tokens the first has by then.
 
         Raises:
-            PromptTooLongError: as in :meth:`Answer.change`, or its rows would not fit the KV cache. Nothing changes.
-            GuidanceError: a guide that joins does not know a token of the answer. Nothing changes.
+            PromptTooLongError: a guide that joins has no room for an answer so far. Nothing changes.
+            GuidanceError: it does not know a token of one, or all are finished. Nothing changes.
         """
         with self._lock:
-            self.scheduler.replace_rows(answer, answer.change(pulls, self.scheduler.check_room))
+            going = [answer for answer in answers if not answer.finished and not answer.cancelled]
+            if not going:
+                raise GuidanceError("The answer is finished, so its guidance cannot change: ask for another.")
+            plans = [answer.plan(pulls, self.scheduler.room_for) for answer in going]
+            for answer, plan in zip(going, plans, strict=True):
+                self.scheduler.replace_rows(answer, answer.adopt(plan))
+            return len(answers[0].tokens)
+
+    def between_steps(self) -> contextlib.AbstractContextManager[object]:
+        """Return what holds the steps of all threads back, for a look at requests while nothing changes them."""
+        return self._lock
 
     def replace_rows(self, request: Request, rows: Callable[[], list[Row]]) -> None:
         """Let a request go on with the rows that ``rows`` returns, which is called between steps."""

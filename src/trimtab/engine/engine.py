@@ -11,14 +11,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from trimtab.decoding.config import Sampling, make_sampling
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
 from trimtab.engine.config import EngineConfig, make_engine_config
+from trimtab.engine.core import Core
 from trimtab.engine.draft_model import choose_draft
 from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, Pull, resolve
 from trimtab.engine.guides import Guide, GuideFolders, load_guides
 from trimtab.engine.memory import MemoryPlan
-from trimtab.engine.prompts import Prompts, as_prompts, one_each
+from trimtab.engine.prompts import Prompts, as_prompts, check_options, one_each
 from trimtab.engine.readings import Reading
 from trimtab.engine.requests import BASE
 from trimtab.engine.results import Generation, Score, Watch
@@ -229,6 +230,7 @@ class Engine:
             GuidanceError: as :meth:`generate`, and so are the others.
         """
         chosen = make_sampling(sampling)
+        check_options(chosen, self._core.base)
         pulls = resolve(guidance, self._core.guides)
         prompts = self._encode(prompt, pulls, watching=watch is not None and watch.objectives)
         seed = secrets.randbits(62) if chosen.seed is None else chosen.seed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trimtab.engine.answers import Core
+from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.places import Scores
 from trimtab.engine.requests import BASE, Request, Row

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from trimtab.engine.answers import Core
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.core import Core
 from trimtab.engine.readings import PIECE
 from trimtab.engine.spans import PAGE
 from trimtab.errors import ConfigError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from trimtab.decoding.config import Sampling
 from trimtab.errors import ConfigError
-from trimtab.models import Prompt, is_ids
+from trimtab.models import Base, Prompt, is_ids
 
 Prompts = Prompt | Sequence[Prompt]
 """One prompt (text, chat turns or token ids), or a list of prompts."""
@@ -41,6 +42,21 @@ def one_each(value: Any, count: int, name: str) -> list[Any]:
     if len(values) != count:
         raise ConfigError(f"There are {count} prompts but {len(values)} entries in {name}: give one, or one each.")
     return values
+
+
+def check_options(sampling: Sampling, base: Base) -> None:
+    """Refuse options that name tokens which a base does not have.
+
+    Raises:
+        ConfigError: names the option and the token.
+    """
+    for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+        for token in ids:
+            if token >= base.vocabulary_size:
+                raise ConfigError(
+                    f"{name} names token {token}, but the vocabulary of {base.id!r} has ids from 0 to "
+                    f"{base.vocabulary_size - 1}."
+                )
 
 
 def _are_turns(item: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.decoding.rules import combine, ensure_usable
-from trimtab.engine.answers import Core
+from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.noting import Part, note, voices
 from trimtab.engine.places import Scores, lines, log_probabilities, taken

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trimtab.decoding.adjusting import adjusted
 from trimtab.decoding.config import Sampling
 from trimtab.decoding.rules import combine
 from trimtab.decoding.sampling import choose
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
+from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.noting import Part, note
 from trimtab.engine.places import Place, Scores, lines
-from trimtab.engine.requests import BASE, DRAFT, Row
+from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import TokenScores
 from trimtab.errors import EngineFailure, NumericalError, TrimtabError
 
@@ -41,7 +44,10 @@ class Steered(Protocol):
 
 def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
     """Choose and take the next token of every answer; one whose logits cannot be drawn from gets an error instead."""
-    z = combined(core, answers, scores)
+    raw = combined(core, answers, scores)
+    z = raw
+    if any(answer.adjustments is not None for answer in answers):
+        z = adjusted(raw, [(answer.adjustments, ()) for answer in answers])
     kinds = draw_together(answers)
     if len(kinds) == 1:
         tokens = _choose(z, answers)
@@ -55,7 +61,7 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
     greedy = all(answer.sampling.is_greedy for answer in answers)
     best = z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) if greedy else z.amax(dim=-1)
     found: list[list[int]] = torch.stack([tokens, torch.isfinite(best).long()], dim=1).tolist()
-    notes = notes_of(core, answers, [[token] for token, _ in found], z, range(len(answers)), scores)
+    notes = notes_of(core, answers, [[token] for token, _ in found], raw, range(len(answers)), scores)
     for i, (token, good) in enumerate(found):
         if good:
             take(answers[i], [token], notes.get(i, ()))
@@ -64,14 +70,23 @@ def sample(core: Core, answers: Sequence[Answer], scores: Scores) -> None:
 
 
 def take(answer: Answer, tokens: Sequence[int], notes: Sequence[TokenScores] = ()) -> None:
-    """Let an answer take its tokens; what goes wrong with that is its own error, and no neighbour's."""
-    try:
+    """Let an answer take its tokens."""
+    with own_error(answer):
         answer.take(tokens, notes)
+
+
+@contextlib.contextmanager
+def own_error(request: Request) -> Generator[None]:
+    """Make what goes wrong with one request its own error: its neighbours in the step go on."""
+    try:
+        yield
     except TrimtabError as error:
-        answer.error = error
-    except Exception as error:  # whatever it is (a tokenizer's own, say), the other answers of the step go on
-        log.exception("A token could not be added to an answer.")
-        answer.error = EngineFailure(f"Token {tokens[-1]} could not be added to the answer ({type(error).__name__}).")
+        request.error = error
+    except Exception as error:  # whatever it is, a tokenizer's own for instance
+        log.exception("What a step gave could not be added to a request.")
+        failure = EngineFailure(f"What the step gave could not be added to this request ({type(error).__name__}).")
+        failure.__cause__ = error
+        request.error = failure
 
 
 def notes_of(
@@ -150,16 +165,14 @@ def _places(answer: Steered, stream: int, scores: Scores) -> list[Place]:
 def _kind(sampling: Sampling) -> tuple[float, ...]:
     """Return what answers must have in common to be drawn together."""
     s = sampling
-    return (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty)
+    return (s.temperature, s.top_k, s.top_p, s.min_p)
 
 
 def _choose(z: Tensor, answers: Sequence[Answer]) -> Tensor:
     sampling = answers[0].sampling
-    masks = [answer.seen for answer in answers if answer.seen is not None]
     found = [answer.uniforms.ahead(1)[0, 0] for answer in answers if answer.uniforms is not None]
-    seen = torch.stack(masks) if masks else None
     uniforms = torch.stack(found).to(z.device) if found else None
-    return choose(z, sampling, seen=seen, uniforms=uniforms)
+    return choose(z, sampling, uniforms=uniforms)
 
 
 def unusable(core: Core, z: Tensor, answer: Steered, scores: Scores) -> NumericalError:
@@ -171,5 +184,6 @@ def unusable(core: Core, z: Tensor, answer: Steered, scores: Scores) -> Numerica
             who = f"guide {core.guides[row.stream - 1].name!r}" if row.stream else f"base {core.base.id!r}"
             return NumericalError(f"{what} They come from the {who}: try dtype='float32', and check its weights.")
     return NumericalError(
-        f"{what} Each model's own logits are numbers: the weights are too large, or no token is left that all know."
+        f"{what} Each model's own logits are numbers: the weights are too large, or no token is left that all know "
+        "and the options allow."
     )

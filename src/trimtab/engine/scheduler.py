@@ -12,16 +12,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
 from trimtab.engine.backbone import Pending
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.core import Core
 from trimtab.engine.lockstep import Batch
 from trimtab.engine.memory import MemoryPlan, plan_memory
 from trimtab.engine.pages import PageKey, PagePool, pages_for
 from trimtab.engine.places import Place, Scores
 from trimtab.engine.readings import Reading
 from trimtab.engine.requests import DRAFT, Request, Row
-from trimtab.engine.sampler import sample
+from trimtab.engine.sampler import own_error, sample
 from trimtab.engine.spans import PAGE
 from trimtab.engine.speculation import CATCH_UP, Read, make_speculator
 from trimtab.errors import PromptTooLongError
@@ -86,17 +87,8 @@ class Scheduler:
         """
         if self._speculator is not None and isinstance(request, Answer):
             self._speculator.attach(request)
-        self.check_room(request.rows, tokens)
-        self.waiting.append(request)
-
-    def check_room(self, rows: Sequence[Row], tokens: int) -> None:
-        """Refuse the rows of one request if they do not fit the KV cache even alone.
-
-        Raises:
-            PromptTooLongError: they do not, with so many tokens more each.
-        """
         need = [0] * len(self._pools)
-        for row in rows:
+        for row in request.rows:
             need[row.backbone] += pages_for(len(row.tokens) + tokens)
         for pages, pool in zip(need, self._pools, strict=True):
             if pages > pool.pages:
@@ -104,6 +96,7 @@ class Scheduler:
                     f"Prompt and answer need {pages * PAGE} places for keys and values, but the cache has "
                     f"{pool.pages * PAGE}: raise kv_cache_memory_gib, lower max_tokens, or shorten the prompt."
                 )
+        self.waiting.append(request)
 
     @property
     def cache_usage(self) -> float:
@@ -112,11 +105,15 @@ class Scheduler:
 
     def room(self, request: Request) -> int:
         """Return how many tokens a request may add to its rows so that it fits the KV cache alone."""
+        return self.room_for(request.rows)
+
+    def room_for(self, rows: Sequence[Row]) -> int:
+        """Return how many tokens may be added to each row of one request so that they fit the KV cache alone."""
         most: list[int] = []
         for number, pool in enumerate(self._pools):
-            rows = [row for row in request.rows if row.backbone == number]
-            if rows:
-                most.append(pool.pages // len(rows) * PAGE - max(len(row.tokens) for row in rows))
+            own = [len(row.tokens) for row in rows if row.backbone == number]
+            if own:
+                most.append(pool.pages // len(own) * PAGE - max(own))
         return max(0, min(most))
 
     def remove(self, request: Request) -> None:
@@ -163,7 +160,8 @@ class Scheduler:
             self._speculator.decide(drafted, scores)
         for request in ready:
             if isinstance(request, (Reading, Batch)):
-                request.take(scores)
+                with own_error(request):
+                    request.take(scores)
 
     def _draft(self) -> None:
         """Draft, if so few answers are being written that it pays."""
@@ -235,8 +233,8 @@ class Scheduler:
         for row in request.rows:
             row.adopt(self._pools[row.backbone], self._shared(row))
             self.statistics.tokens_shared += row.read
-            if isinstance(request, Answer) and request.cached_tokens is None:
-                request.cached_tokens = row.read  # the base's row is the first
+            if isinstance(request, Answer) and not request.begun:
+                request.begun, request.cached_tokens = True, row.read  # the base's row is the first
             if self.config.enable_prefix_caching:
                 for key in row.shareable()[row.read // PAGE :]:
                     self._awaited.setdefault(key, request)

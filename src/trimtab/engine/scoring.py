@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trimtab.engine.answers import Core, applied
+from trimtab.engine.answers import applied
+from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
 from trimtab.engine.noting import each

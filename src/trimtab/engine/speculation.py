@@ -13,10 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trimtab.decoding.adjusting import adjusted
 from trimtab.decoding.drafting import Costs, DraftLength, NGramDrafter
 from trimtab.decoding.speculation import propose, verify
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
 from trimtab.engine.config import EngineConfig
+from trimtab.engine.core import Core
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.memory import weight_bytes
 from trimtab.engine.places import Place, Scores
@@ -102,6 +104,8 @@ class Speculator:
             self._counts.drafted += answer.ahead
             self._counts.kept += len(written) - 1
             own = z[first[i] : first[i] + len(written)]
+            if answer.adjustments is not None:
+                own = adjusted(own, [(answer.adjustments, written[:n]) for n in range(len(written))])
             usable = torch.isfinite(own.amax(dim=-1))
             if bool(usable.all()):
                 take(answer, written, notes.get(i, ()))
@@ -111,14 +115,14 @@ class Speculator:
     def _verify(self, z: Tensor, answers: Sequence[Answer]) -> list[list[int]]:
         drafting = [answer.drafting for answer in answers if answer.drafting is not None]
         uniforms = [answer.uniforms.ahead(1 + answer.ahead) for answer in answers if answer.uniforms is not None]
-        seen = [answer.seen for answer in answers if answer.seen is not None]
+        adjust = any(answer.adjustments is not None for answer in answers)
         return verify(
             z,
             [d.drafts for d in drafting],
             answers[0].sampling,
             rule=self._config.acceptance,
             uniforms=torch.cat(uniforms) if uniforms else None,
-            seen=torch.stack(seen) if seen else None,
+            adjustments=[answer.adjustments for answer in answers] if adjust else None,
             proposals=[torch.stack(d.proposals) if d.proposals else None for d in drafting],
         )
 
@@ -154,11 +158,11 @@ class Speculator:
             part = [answers[k] for k in members]
             lines = z[torch.tensor(members, device=z.device)] if len(members) < len(answers) else z
             uniforms = [answer.uniforms.ahead(i + 1)[i, 0] for answer in part if answer.uniforms is not None]
-            seen = [self._seen(answer) for answer in part if answer.seen is not None]
+            if any(answer.adjustments is not None for answer in part):
+                lines = adjusted(lines, [(answer.adjustments, _drafts(answer)) for answer in part])
             tokens, chances = propose(
                 lines,
                 part[0].sampling,
-                seen=torch.stack(seen) if seen else None,
                 uniforms=torch.stack(uniforms).to(z.device) if uniforms else None,
             )
             for k, token in enumerate(tokens.tolist()):
@@ -179,19 +183,16 @@ class Speculator:
         if chances is not None and self._config.acceptance == "rejection":
             drafting.proposals.append(chances)
 
-    @staticmethod
-    def _seen(answer: Answer) -> Tensor:
-        seen = answer.seen if answer.seen is not None else torch.empty(0)
-        if answer.drafting is not None and answer.drafting.drafts:
-            seen = seen.index_fill(0, torch.tensor(answer.drafting.drafts, device=seen.device), True)
-        return seen
-
 
 def make_speculator(core: Core, config: EngineConfig, counts: Counts) -> Speculator | None:
     """Return what drafts for the answers of an engine; ``None`` where nothing does."""
     if core.draft is None and config.speculation != "ngram":
         return None
     return Speculator(core, config, counts)
+
+
+def _drafts(answer: Answer) -> Sequence[int]:
+    return answer.drafting.drafts if answer.drafting is not None else ()
 
 
 def _complete(answer: Answer, scores: Scores) -> Iterator[tuple[Row, list[Place]]]:

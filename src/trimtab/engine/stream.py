@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trimtab.engine.answers import Answer, Core
+from trimtab.engine.answers import Answer
+from trimtab.engine.core import Core
 from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, resolve
 from trimtab.engine.results import Generation
@@ -64,4 +65,4 @@ class Stream(Iterator[str]):
             PromptTooLongError: a guide that joins has no room for the answer so far; likewise.
         """
         pulls = resolve(guidance, self._core.guides)
-        self._driver.change(self._answer, pulls)
+        self._driver.change([self._answer], pulls)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.engine.answers import Core
+from trimtab.engine.core import Core
 from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import Pull
 from trimtab.engine.lockstep import Batch

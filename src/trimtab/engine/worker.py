@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trimtab.engine.answers import Answer
+from trimtab.engine.core import Core
+from trimtab.engine.driver import Driver
 from trimtab.engine.guidance import GuidanceLike, resolve
 from trimtab.engine.readings import Reading
 from trimtab.engine.results import TokenScores
-from trimtab.errors import EngineFailure, TrimtabError
+from trimtab.errors import ClosingError, EngineFailure
 
 if TYPE_CHECKING:
     from trimtab.engine.engine import Engine
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _Job = Answer | Reading
 _PAUSE = 0.002
+_CLOSING = "The engine has been stopped and takes or finishes nothing more: ask again elsewhere or later."
 
 
 @dataclass(slots=True)
@@ -31,8 +33,8 @@ class News:
     Attributes:
         request: the answer or reading.
         text: text that may be shown now, possibly none.
-        token_ids: tokens that were written.
-        noted: what was noted of them, where that is watched.
+        token_ids: tokens that were written; none for a reading.
+        noted: what was noted of tokens that were written or read, where that is watched: of an answer one note a token.
         finished: whether this is the last news of the request; its ``error`` says whether it failed.
     """
 
@@ -48,6 +50,10 @@ class Worker:
 
     Requests come from any thread (:meth:`submit`), and after each step what it did for them is delivered, all of it
     in one call. An error in a step that is nobody's own ends the requests that were running, and the next goes on.
+
+    Attributes:
+        failures: steps that failed so.
+        turns: how often it has looked for something to do.
     """
 
     def __init__(self, engine: Engine, deliver: Callable[[Sequence[News]], None]) -> None:
@@ -61,9 +67,10 @@ class Worker:
         self._deliver = deliver
         self._condition = threading.Condition()
         self._inbox: list[_Job] = []
-        self._actions: list[Callable[[], None]] = []
-        self._open: dict[_Job, int] = {}  # request → tokens that were delivered
+        self._changes: list[_Change] = []
+        self._open: dict[_Job, int] = {}  # request → tokens (of a reading: notes) that were delivered
         self._stopping = False
+        self.turns = 0
         self._thread = threading.Thread(target=self._run, name="trimtab-engine", daemon=True)
         self.failures = 0
 
@@ -72,7 +79,10 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the present step and give up what is not finished; return when the thread has ended."""
+        """End after the present step; return when the thread has ended.
+
+        What is not finished ends with :class:`ClosingError`, which its last news tells, and so do changes under way.
+        """
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -95,8 +105,14 @@ class Worker:
         return len(self._driver.scheduler.waiting) + len(self._inbox)
 
     def submit(self, requests: Sequence[_Job]) -> None:
-        """Queue requests. One that cannot be taken ends at once with an error, which its news tells."""
+        """Queue requests. One that cannot be taken ends at once with an error, which its news tells.
+
+        Raises:
+            ClosingError: the worker has been stopped.
+        """
         with self._condition:
+            if self._stopping:
+                raise ClosingError(_CLOSING)
             self._inbox.extend(requests)
             self._condition.notify()
 
@@ -114,38 +130,34 @@ class Worker:
             How many tokens the first of them had by then: those after them follow the new guidance.
 
         Raises:
-            GuidanceError: as in :meth:`Engine.generate`, from the future; nothing changes then.
-            PromptTooLongError: a guide that joins has no room for the answer so far; likewise.
+            GuidanceError: as in :meth:`Engine.generate`, or all of them are finished; from the future, as are the
+                others. Nothing changes then, for none of the answers.
+            PromptTooLongError: a guide that joins has no room for the answer so far.
+            ClosingError: the worker has been stopped.
         """
-        future: Future[int] = Future()
-
-        def act() -> None:
-            try:
-                pulls = resolve(guidance, self._core.guides)
-                for answer in answers:
-                    self._driver.change(answer, pulls)
-                future.set_result(len(answers[0].tokens))
-            except Exception as error:  # the one who asked gets it
-                future.set_exception(error)
-
+        change = _Change(answers, guidance)
         with self._condition:
-            self._actions.append(act)
-            self._condition.notify()
-        return future
+            if self._stopping:
+                change.future.set_exception(ClosingError(_CLOSING))
+            else:
+                self._changes.append(change)
+                self._condition.notify()
+        return change.future
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not (self._inbox or self._actions or self._open or self._stopping):
+                while not (self._inbox or self._changes or self._open or self._stopping):
                     self._condition.wait()
                 if self._stopping:
                     break
                 arrived, self._inbox = self._inbox, []
-                actions, self._actions = self._actions, []
-            for act in actions:
-                act()
+                changes, self._changes = self._changes, []
+            self.turns += 1
             for request in arrived:
                 self._take(request)
+            for change in changes:
+                change.carry_out(self._core, self._driver)
             try:
                 busy = self._driver.turn()
             except Exception as error:
@@ -153,8 +165,9 @@ class Worker:
                 busy = True
             self._tell()
             if not busy and self._open:  # other threads hold what these need
-                time.sleep(_PAUSE)
-        self._driver.forget(self._open)
+                with self._condition:
+                    self._condition.wait(_PAUSE)
+        self._close()
 
     def _take(self, request: _Job) -> None:
         self._open[request] = 0
@@ -173,25 +186,69 @@ class Worker:
         self._driver.forget(self._open)
         for request in self._open:
             if not request.finished:
-                known = isinstance(error, TrimtabError)
-                request.error = error if known else EngineFailure("The engine failed while it wrote this answer.")
+                request.error = EngineFailure("The engine failed while it worked on this request: ask again.")
+                request.error.__cause__ = error
+
+    def _close(self) -> None:
+        """End what is still there, so that nobody waits for it."""
+        with self._condition:
+            self._open |= dict.fromkeys(self._inbox, 0)
+            changes, self._inbox, self._changes = self._changes, [], []
+        self._driver.forget(self._open)
+        for request in self._open:
+            if not request.finished:
+                request.error = ClosingError(_CLOSING)
+        for change in changes:
+            change.refuse()
+        self._tell()
 
     def _tell(self) -> None:
-        news: list[News] = []
-        for request, told in self._open.items():
-            item = News(request, finished=request.finished or request.cancelled)
-            if isinstance(request, Answer):
-                item.token_ids = request.tokens[told:]
-                self._open[request] = len(request.tokens)
-                item.text = "".join(request.pieces)
-                request.pieces.clear()
-            item.noted = list(request.noted)
-            request.noted.clear()
-            if item.finished or item.token_ids or item.text or item.noted:
-                news.append(item)
+        with self._driver.between_steps():
+            news = [item for request in self._open if (item := self._news(request)) is not None]
         for item in news:
             if item.finished:
                 del self._open[item.request]
-                self._driver.forget([item.request])  # one that was given up since the step still has its pages
+        # One that was given up since the step still has its pages.
+        self._driver.forget([item.request for item in news if item.finished])
         if news:
-            self._deliver(news)
+            try:
+                self._deliver(news)
+            except Exception:  # who does not take news must not end the engine for all others
+                _log.exception("The news of a step could not be delivered.")
+
+    def _news(self, request: _Job) -> News | None:
+        item, told = News(request, finished=request.finished or request.cancelled), self._open[request]
+        if isinstance(request, Answer):
+            item.token_ids = request.tokens[told:]
+            self._open[request] = len(request.tokens)
+            item.text = "".join(request.pieces)
+            request.pieces.clear()
+            item.noted = list(request.noted)
+            request.noted.clear()
+        else:
+            item.noted = request.noted[told:]
+            self._open[request] = len(request.noted)
+        return item if item.finished or item.token_ids or item.text or item.noted else None
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Other guidance for answers that are being written."""
+
+    answers: Sequence[Answer]
+    guidance: GuidanceLike
+    future: Future[int] = field(default_factory=lambda: Future[int]())
+
+    def carry_out(self, core: Core, driver: Driver) -> None:
+        """Do it between two steps."""
+        if not self.future.set_running_or_notify_cancel():
+            return  # whoever asked does not wait any longer
+        try:
+            self.future.set_result(driver.change(self.answers, resolve(self.guidance, core.guides)))
+        except Exception as error:  # the one who asked gets it
+            self.future.set_exception(error)
+
+    def refuse(self) -> None:
+        """Say that nothing is changed any longer."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(ClosingError(_CLOSING))

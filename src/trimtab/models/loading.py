@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from trimtab.errors import ModelError
-from trimtab.models import smollm2
+from trimtab.models import minilm, smollm2
 from trimtab.models.quantized import QuantizedLinear
 from trimtab.models.quantizing import check_quantization, quantize
 
@@ -152,6 +152,8 @@ def resolve_folder(name: str, *, revision: str | None = None) -> Path:
     """
     if name == smollm2.NAME:
         return smollm2.materialise()
+    if name == minilm.NAME:
+        return minilm.materialise()
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name, revision)

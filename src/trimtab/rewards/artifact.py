@@ -11,16 +11,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import ConfigError, GuideError, ModelError, NumericalError, OutputError
+from trimtab.errors import ConfigError, GuideError, ModelError, NumericalError
 from trimtab.models import Base, load_base, tokenizer_hash
 from trimtab.rewards import card
 from trimtab.rewards.adapter import (
@@ -32,7 +28,14 @@ from trimtab.rewards.adapter import (
     portable_config,
     refuse_not_finite,
 )
-from trimtab.rewards.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_folder
+from trimtab.rewards.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_folder,
+    check_hashes,
+    weights_hashes,
+    write_whole,
+)
 from trimtab.rewards.manifest import GUIDE_FILE, BaseRef, DataRef, GuideManifest, Objective, read_manifest
 
 __all__ = [
@@ -107,29 +110,15 @@ def write_guide(folder: str | Path, manifest: GuideManifest, stage: Callable[[Pa
     Raises:
         OutputError: the folder cannot be written; it is then as it was before.
     """
-    folder = Path(folder)
-    is_new = not folder.exists()
-    staged: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Inside the folder, because a rename is atomic within one file system only and the folder may be a mount.
-        staged = Path(tempfile.mkdtemp(dir=folder, prefix=".staged-"))
+
+    def everything(staged: Path) -> GuideManifest:
         stage(staged)
-        written = manifest.model_copy(update={"weights_sha256": _hashes(staged)})
+        written = manifest.model_copy(update={"weights_sha256": weights_hashes(staged)})
         (staged / README).write_text(card.render(written), encoding="utf-8")
         (staged / GUIDE_FILE).write_text(written.to_json(), encoding="utf-8")
-        _publish(staged, folder)
-    except OSError as error:
-        raise OutputError(
-            f"The guide cannot be written to {folder} ({error.strerror or _one_line(error)}): free space there, or "
-            "choose another folder. Nothing was changed."
-        ) from error
-    finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    return written
+        return written
+
+    return write_whole(folder, everything, what="guide", last=(README, GUIDE_FILE))
 
 
 def check_base(manifest: GuideManifest, base: Base, folder: str | Path) -> None:
@@ -163,15 +152,7 @@ def check_weights(manifest: GuideManifest, folder: str | Path) -> None:
     Raises:
         GuideError: a file is missing or is not the one that was saved.
     """
-    for name, expected in manifest.weights_sha256.items():
-        path = Path(folder) / name
-        if Path(name).name != name or not path.is_file():
-            raise GuideError(f"{path} is missing, but {GUIDE_FILE} lists it: copy the guide's folder again.")
-        if _sha256(path) != expected:
-            raise GuideError(
-                f"{path} is not the file that {GUIDE_FILE} describes (SHA-256 differs): it was changed or cut off; "
-                "copy the guide's folder again."
-            )
+    check_hashes(folder, manifest.weights_sha256, listed_in=GUIDE_FILE)
 
 
 def check_objectives(manifest: GuideManifest, config: Any, folder: str | Path) -> None:
@@ -370,25 +351,6 @@ def _refuse_diverged(tensors: dict[str, Any]) -> None:
         raise NumericalError(
             "The guide's weights hold NaN or infinity, so it is not saved: lower the learning rate or train in float32."
         ) from error
-
-
-def _publish(staged: Path, folder: Path) -> None:
-    """Rename the staged files into place, the manifest last: a folder with a new manifest has all its files."""
-    files = sorted(staged.iterdir(), key=lambda path: (path.name == GUIDE_FILE, path.name == README, path.name))
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for path in files:
-        path.replace(folder / path.name)
-
-
-def _hashes(staged: Path) -> dict[str, str]:
-    return {path.name: _sha256(path) for path in sorted(staged.glob("*.safetensors"))}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -6,12 +6,17 @@ that a cut-off download or an invented size is one clear line and never an alloc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from trimtab.errors import GuideError
+from trimtab.errors import GuideError, OutputError
 from trimtab.rewards.manifest import GUIDE_FILE, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -49,6 +54,81 @@ _BYTES = {
 
 Header = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor name → (dtype, shape)."""
+
+T = TypeVar("T")
+
+
+def write_whole(folder: str | Path, stage: Callable[[Path], T], *, what: str, last: Sequence[str]) -> T:
+    """Write files into a folder whole or not at all: beside their place first, then renamed into it.
+
+    Args:
+        folder: where they shall lie; made if it is not there. Other files that it holds stay.
+        stage: writes the files into the folder it is given; its result is returned.
+        what: what the files are, for messages.
+        last: names that are put in place after all others, in this order: what says that the rest is there.
+
+    Raises:
+        OutputError: the folder cannot be written; it is then as it was before.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    staged: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the folder, because a rename is atomic within one file system only and the folder may be a mount.
+        staged = Path(tempfile.mkdtemp(dir=folder, prefix=".staged-"))
+        result = stage(staged)
+        _publish(staged, folder, last)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())[:200]
+        raise OutputError(
+            f"The {what} cannot be written to {folder} ({reason}): free space there, or choose another folder. Nothing "
+            "was changed."
+        ) from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return result
+
+
+def _publish(staged: Path, folder: Path, last: Sequence[str]) -> None:
+    """Rename the staged files into place, the manifest last: a folder with a new manifest has all its files."""
+    files = sorted(staged.iterdir(), key=lambda path: (path.name in last and 1 + last.index(path.name), path.name))
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in files:
+        path.replace(folder / path.name)
+
+
+def weights_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each weights file."""
+    return {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hashes(folder: str | Path, expected: dict[str, str], *, listed_in: str) -> None:
+    """Compare the weights files with the hashes that a manifest gives.
+
+    Raises:
+        GuideError: a file is missing or is not the one that was saved.
+    """
+    for name, digest in expected.items():
+        path = Path(folder) / name
+        if Path(name).name != name or not path.is_file():
+            raise GuideError(f"{path} is missing, but {listed_in} lists it: copy the folder again.")
+        if file_sha256(path) != digest:
+            raise GuideError(
+                f"{path} is not the file that {listed_in} describes (SHA-256 differs): it was changed or cut off; "
+                "copy the folder again."
+            )
 
 
 def check_folder(folder: str | Path) -> None:

@@ -145,7 +145,7 @@ class GuideManifest(_Model):
 
     def to_json(self) -> str:
         """Return the text of ``guide.json``; numbers that are not finite become null."""
-        content = _finite(self.model_dump(mode="json"))
+        content = finite(self.model_dump(mode="json"))
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -201,6 +201,11 @@ def _refuse_constant(name: str) -> float:
 
 
 def _missing(folder: Path) -> str:
+    if (folder / "scalar.json").is_file():
+        return (
+            f"{str(folder)!r} is a scalar reward model: it judges whole answers (the scorer reward:{folder}) and "
+            "cannot guide, which takes a number for every token."
+        )
     if (folder / "adapter_config.json").is_file():
         return (
             f"{str(folder)!r} is a PEFT adapter but not a guide: it has no {GUIDE_FILE}, so its base, tokenizer and "
@@ -227,11 +232,12 @@ def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value in which numbers that are not finite are null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in cast("dict[Any, Any]", value).items()}
+        return {str(k): finite(v) for k, v in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in cast("list[Any]", value)]
+        return [finite(v) for v in cast("list[Any]", value)]
     return value

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import (
@@ -27,6 +29,8 @@ from trimtab.errors import (
 )
 
 _log = logging.getLogger(__name__)
+_RETRY_AFTER = 5  # seconds
+_GONE = 499  # what proxies write into their logs for it
 _SHOWN = 60  # characters of a wrong value that a message repeats
 INTERNAL = "The server failed while it worked on this request; the next one may succeed. Its log says more."
 
@@ -67,6 +71,33 @@ class ApiError(Exception):
         return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What is said of a class of errors; ``param`` "" stands for the field that the prompt came in."""
+
+    status: int
+    kind: str
+    code: str | None = None
+    param: str | None = None
+    classes: tuple[type[Exception], ...] = ()
+
+
+_INVALID = "invalid_request_error"
+_KINDS = (
+    _Kind(400, _INVALID, None, "guidance", (GuidanceError,)),
+    _Kind(400, _INVALID, "context_length_exceeded", "", (PromptTooLongError,)),
+    _Kind(400, _INVALID, None, "", (DataError,)),
+    _Kind(400, _INVALID, None, None, (ConfigError, ModelError)),
+    _Kind(429, "rate_limit_error", "queue_full", None, (BusyError,)),
+    _Kind(503, "service_unavailable", "service_unavailable", None, (ClosingError,)),
+    _Kind(504, "timeout_error", "deadline_exceeded", None, (DeadlineError,)),
+)
+
+
+class ClientGone(Exception):  # noqa: N818 - nobody is told of it as of an error
+    """The client has closed its connection, and nobody waits for the answer."""
+
+
 def encodable(text: str) -> str:
     """Return a text that UTF-8 can carry: half characters, which a client can send, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -96,29 +127,20 @@ def from_exception(error: Exception, *, source: str = "messages") -> ApiError:
         error: what was raised.
         source: the field that the prompt came in, for errors that are about it.
     """
-    match error:
-        case ApiError():
-            return error
-        case GuidanceError():
-            return ApiError(400, str(error), param="guidance")
-        case PromptTooLongError():
-            return ApiError(400, str(error), param=source, code="context_length_exceeded")
-        case DataError():
-            return ApiError(400, str(error), param=source)
-        case ConfigError() | ModelError():
-            return ApiError(400, str(error))
-        case BusyError():
-            wait = {"retry-after": str(error.retry_after)}
-            return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", headers=wait)
-        case ClosingError():
-            wait = {"retry-after": "5"}
-            return ApiError(503, str(error), kind="service_unavailable", code="service_unavailable", headers=wait)
-        case DeadlineError():
-            return ApiError(504, str(error), kind="timeout_error", code="deadline_exceeded")
-        case TrimtabError():
-            return ApiError(500, str(error), kind="internal_error", code="internal_error")
-        case _:
-            return ApiError(500, INTERNAL, kind="internal_error", code="internal_error")
+    if isinstance(error, ApiError):
+        return error
+    internal = _Kind(500, "internal_error", "internal_error")
+    kind = next((known for known in _KINDS if isinstance(error, known.classes)), internal)
+    message = str(error) if isinstance(error, TrimtabError) else INTERNAL
+    wait = getattr(error, "retry_after", _RETRY_AFTER) if kind.status in (429, 503) else None
+    return ApiError(
+        kind.status,
+        message,
+        kind=kind.kind,
+        param=source if kind.param == "" else kind.param,
+        code=kind.code,
+        headers={} if wait is None else {"retry-after": str(wait)},
+    )
 
 
 def from_findings(findings: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -135,29 +157,28 @@ def from_findings(findings: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _sentence(param: str, finding: Mapping[str, Any], context: Mapping[str, Any]) -> str:
     kind, name, value = finding["type"], f"'{param}'", finding.get("input")
-    match kind:
-        case "missing":
-            return f"{name} is missing and has to be there."
-        case "extra_forbidden":
-            *parents, last = param.split(".")
-            known = context.get("known", ())
-            where = f" in '{'.'.join(parents)}'" if parents else ""
-            return f"There is no field '{last}'{where}.{did_you_mean(last, known) if known else ''}"
-        case "unsupported_parameter" | "refused":
-            return f"{name} {finding['msg']}"
-        case "string_unicode":
-            return f"{name} holds half of a character (a lone surrogate), which is not a text: send whole characters."
-        case "string_pattern_mismatch":
-            return f"{name} holds a NUL character, which no text needs: leave it out."
-        case "too_long" | "string_too_long":
-            what = "entries" if kind == "too_long" else "characters"
-            count = context.get("actual_length") or (len(value) if hasattr(value, "__len__") else None)  # type: ignore[arg-type]
-            got = f", and {count} came" if count is not None else ""
-            return f"{name} may have at most {context.get('max_length')} {what}{got}."
-        case "too_short" | "string_too_short":
-            return f"{name} is empty: it needs at least {context.get('min_length', 1)}."
-        case _:
-            return f"{name} is {shown(value)}, but it must be {_must(kind, context)}."
+    if kind in _SENTENCES:
+        return f"{name} {_SENTENCES[kind]}"
+    if kind in ("unsupported_parameter", "refused"):
+        return f"{name} {finding['msg']}"
+    if kind == "extra_forbidden":
+        *parents, last = param.split(".")
+        where = f" in '{'.'.join(parents)}'" if parents else ""
+        known = context.get("known", ())
+        return f"There is no field '{last}'{where}.{did_you_mean(last, known) if known else ''}"
+    if kind in ("too_long", "string_too_long"):
+        what = "entries" if kind == "too_long" else "characters"
+        return f"{name} may have at most {context.get('max_length')} {what}, and {len(cast('Any', value))} came."
+    return f"{name} is {shown(value)}, but it must be {_must(kind, context)}."
+
+
+_SENTENCES = {
+    "missing": "is missing and has to be there.",
+    "string_unicode": "holds half of a character (a lone surrogate), which is no text: send whole characters.",
+    "string_pattern_mismatch": "holds a NUL character, which no text needs: leave it out.",
+    "too_short": "is empty and must not be.",
+    "string_too_short": "is empty and must not be.",
+}
 
 
 def _must(kind: str, context: Mapping[str, Any]) -> str:
@@ -165,7 +186,7 @@ def _must(kind: str, context: Mapping[str, Any]) -> str:
     bounds |= {"less_than": ("lt", "less than"), "greater_than": ("gt", "more than")}
     if kind in bounds:
         key, words = bounds[kind]
-        return f"{words} {context[key]}"
+        return f"{words} {context[key]:.20g}"
     if kind == "literal_error":
         return str(context.get("expected"))
     if kind.startswith("int"):
@@ -189,6 +210,10 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> JSONResponse:
         return error.response()
+
+    @app.exception_handler(ClientGone)
+    async def _gone(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=_GONE)
 
     @app.exception_handler(TrimtabError)
     async def _ours(_: Request, error: TrimtabError) -> JSONResponse:
@@ -223,9 +248,10 @@ class Unforeseen:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:  # in the middle of its body: nobody waits for an answer
+            return
         except Exception as error:
-            request_id = scope.get("state", {}).get("request_id", "-")
-            _log.error("Request %s failed.", request_id, exc_info=error)
+            _log.error("A request failed.", exc_info=error)  # which one, every line of the log says
             if begun or scope["type"] != "http":
                 raise
             await from_exception(error).response()(scope, receive, send)

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trimtab.decoding.config import Sampling
 from trimtab.engine import Engine
 from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import Guidance, Pull, resolve
 from trimtab.engine.readings import Reading
-from trimtab.engine.requests import BASE
-from trimtab.engine.results import Watch
+from trimtab.engine.results import TokenScores, Watch
 from trimtab.engine.worker import News, Worker
 from trimtab.errors import (
     BusyError,
@@ -25,12 +24,12 @@ from trimtab.errors import (
     ConfigError,
     DeadlineError,
     GuidanceError,
-    PromptTooLongError,
 )
-from trimtab.models import Text
+from trimtab.models import Prompt
 from trimtab.serving.config import ServerConfig
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.tickets import Ticket, Update
+from trimtab.serving.room import check_length, limit_answer
+from trimtab.serving.tickets import Pending, Ticket, Update
 
 __all__ = ["Gateway", "Ticket", "Update"]
 
@@ -58,7 +57,7 @@ class Gateway:
         self.ready = False
         self.tickets: dict[str, Ticket] = {}
         self._owners: dict[Answer, Ticket] = {}
-        self._readings: dict[Reading, asyncio.Future[Reading]] = {}
+        self._readings: dict[Reading, Pending] = {}
         self._preparing = 0  # answers and readings that are being tokenised
         self._pool = ThreadPoolExecutor(_TOKENISERS, thread_name_prefix="trimtab-tokenise")
         self._worker = Worker(engine, self._carry)
@@ -106,6 +105,11 @@ class Gateway:
         return self._preparing + sum(len(ticket.open) for ticket in self.tickets.values()) + len(self._readings)
 
     @property
+    def failures(self) -> int:
+        """Steps of the engine that failed."""
+        return self._worker.failures
+
+    @property
     def running(self) -> int:
         """Requests that are being written or read."""
         return self._worker.running
@@ -132,7 +136,7 @@ class Gateway:
 
     async def write(
         self,
-        *prompts: Text,
+        *prompts: Prompt,
         guidance: Guidance,
         sampling: Sampling,
         owner: str = "",
@@ -163,12 +167,14 @@ class Gateway:
         deadline = asyncio.get_running_loop().time() + self.config.request_timeout
         self.check(guidance)
 
+        options: Any = {"guidance": guidance, "sampling": sampling, "watch": watch, "salt": owner or None}
+
         def prepare() -> list[Answer]:
             answers: list[Answer] = []
             for index, prompt in enumerate(prompts):
-                answers += self.engine.answers(prompt, guidance=guidance, sampling=sampling, watch=watch, index=index)
+                answers += self.engine.answers(prompt, index=index, **options)
             for answer in answers:
-                self._limit(answer, limited)
+                limit_answer(self.engine, answer, self.max_model_len, limited=limited)
             return answers
 
         answers = await self._prepared(prepare, len(prompts) * sampling.n)
@@ -190,9 +196,19 @@ class Gateway:
         return ticket
 
     async def read(
-        self, prompt: Text, response: Sequence[int], *, guidance: Guidance, watch: Watch | None = None
-    ) -> Reading:
-        """Score given tokens behind a prompt.
+        self,
+        *pairs: tuple[Prompt, Sequence[int]],
+        guidance: Guidance,
+        watch: Watch,
+        owner: str = "",
+    ) -> list[list[TokenScores]]:
+        """Score given tokens behind prompts; return what was noted of each pair's tokens.
+
+        Args:
+            *pairs: each a prompt and the T ≥ 1 tokens behind it.
+            guidance: what to apply.
+            watch: what is noted of each token.
+            owner: digest of the key it was asked with.
 
         Raises:
             BusyError: too many wait.
@@ -200,21 +216,30 @@ class Gateway:
             DeadlineError: it took too long.
             TrimtabError: the request cannot be served as it is.
         """
-        deadline = asyncio.get_running_loop().time() + self.config.request_timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.request_timeout
         self.check(guidance)
-        reading = await self._prepared(lambda: self.engine.reading(prompt, response, guidance=guidance, watch=watch), 1)
-        future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-        self._readings[reading] = future
-        self._worker.submit([reading])
+
+        def prepare() -> list[Reading]:
+            options: Any = {"guidance": guidance, "watch": watch, "salt": owner or None}
+            readings = [self.engine.reading(prompt, tokens, **options) for prompt, tokens in pairs]
+            for reading in readings:
+                check_length(self.engine, reading, self.max_model_len)
+            return readings
+
+        readings = await self._prepared(prepare, len(pairs))
+        pending = {reading: Pending(loop.create_future()) for reading in readings}
+        self._readings |= pending
+        self._worker.submit(readings)
         try:
             async with asyncio.timeout_at(deadline):
-                return await future
+                return await asyncio.gather(*(each.future for each in pending.values()))
         except TimeoutError:
             raise DeadlineError("The text was not read within its time and was given up: send less of it.") from None
         finally:
-            del self._readings[reading]
-            if not reading.finished:
-                self._worker.cancel([reading])
+            for reading in readings:
+                del self._readings[reading]
+            self._worker.cancel([reading for reading in readings if not reading.finished])
 
     async def change(self, ticket: Ticket, guidance: Guidance) -> int:
         """Let the answers of a ticket go on with other guidance; return how many tokens the first had by then.
@@ -237,7 +262,7 @@ class Gateway:
         return written
 
     def abort(self, ticket: Ticket) -> None:
-        """Let the answers of a ticket end as they are, with ``abort`` as their reason, which their reader still gets."""
+        """Let the answers of a ticket end as they are; their reader still gets that, with the reason ``abort``."""
         self._worker.cancel([answer for answer in ticket.answers if not answer.finished])
 
     def end(self, ticket: Ticket) -> None:
@@ -309,18 +334,6 @@ class Gateway:
                 f"{self.load} answers are written or wait, and {self.most} may: come again later.", retry_after=1
             )
 
-    def _limit(self, answer: Answer, limited: bool) -> None:
-        prompt = len(answer.prompts[BASE])
-        scheduler = self.engine.parts[1].scheduler
-        room = min(answer.limit, self.max_model_len - prompt, scheduler.room(answer))
-        if room < 1 or (limited and answer.sampling.max_tokens > room):
-            wanted = f" and {answer.sampling.max_tokens} are asked for" if limited else ""
-            raise PromptTooLongError(
-                f"The prompt has {prompt} tokens, which leaves room for {max(0, room)}{wanted}: "
-                "shorten the prompt or ask for fewer tokens."
-            )
-        answer.limit = room
-
     def _expire(self, ticket: Ticket) -> None:
         limit = self.config.request_timeout
         ticket.fail(
@@ -331,9 +344,9 @@ class Gateway:
     def _fail_all(self, error: Exception) -> None:
         for ticket in self.tickets.values():
             ticket.fail(error)
-        for future in self._readings.values():
-            if not future.done():
-                future.set_exception(error)
+        for pending in self._readings.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)
 
     async def _watch(self) -> None:
         """End what waits for an engine whose thread has died, which nobody else would tell."""
@@ -352,18 +365,10 @@ class Gateway:
     def _route(self, news: Sequence[News]) -> None:
         for item in news:
             if isinstance(item.request, Reading):
-                self._settle(item.request, finished=item.finished)
+                if item.request in self._readings:
+                    self._readings[item.request].tell(item)
                 continue
             ticket = self._owners.get(item.request)
             if ticket is not None:
                 self.metrics.wrote(ticket, item)
                 ticket.tell(item)
-
-    def _settle(self, reading: Reading, *, finished: bool) -> None:
-        future = self._readings.get(reading)
-        if future is None or future.done() or not finished:
-            return
-        if reading.error is not None:
-            future.set_exception(reading.error)
-        else:
-            future.set_result(reading)

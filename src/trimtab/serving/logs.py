@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
+    from trimtab.engine.answers import Answer
     from trimtab.serving.gateway import Ticket
 
 log = logging.getLogger("trimtab.serving")
@@ -69,22 +70,22 @@ def wrote(exchange: Exchange, *, content: bool) -> dict[str, Any]:
     """
     if not exchange.tickets:
         return {}
-    answers = [answer for ticket in exchange.tickets for answer in ticket.answers]
+    answers = [(ticket, answer) for ticket in exchange.tickets for answer in ticket.answers]
     found: dict[str, Any] = {
         "prompt_tokens": sum(ticket.prompt_tokens for ticket in exchange.tickets),
         "completion_tokens": sum(ticket.completion_tokens for ticket in exchange.tickets),
-        "finish_reasons": sorted({finish_reason(answer) for answer in answers}),
+        "finish_reasons": sorted({finish_reason(ticket, answer) for ticket, answer in answers}),
         "strengths": sorted({ticket.guidance.strength for ticket in exchange.tickets}),
     }
     if content:
         found["prompts"] = [str(ticket.answers[0].prompt)[:_LOGGED] for ticket in exchange.tickets]
-        found["answers"] = [answer.text.text[:_LOGGED] for answer in answers]
+        found["answers"] = [answer.text.text[:_LOGGED] for _, answer in answers]
     return found
 
 
-def finish_reason(answer: Any) -> str:
+def finish_reason(ticket: Ticket, answer: Answer) -> str:
     """Return how an answer ended: ``stop``, ``length``, ``abort`` (nobody wanted it any more) or ``error``."""
-    if answer.error is not None:
+    if answer.error is not None or (ticket.error is not None and answer.finish_reason is None):
         return "error"
     return answer.finish_reason or "abort"
 

@@ -19,6 +19,7 @@ PLAIN = "plain"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _LONGEST = 2**20  # bytes of a presets file
 _MOST = 1000
+_DEEPEST = 8  # levels of mappings and lists
 
 
 class Preset(Guidance):
@@ -33,21 +34,18 @@ class Presets:
     """Guidance by name.
 
     Attributes:
-        named: name → guidance, ``default`` left out.
+        named: name → guidance; ``default`` is that of the model's bare name.
         descriptions: name → what it is for, where the file says so.
-        default: guidance of the model's bare name; ``None``: each guide's recommended weight.
     """
 
-    def __init__(
-        self,
-        named: Mapping[str, Guidance],
-        *,
-        default: Guidance | None = None,
-        descriptions: Mapping[str, str] | None = None,
-    ) -> None:
-        self.named = {name: guidance for name, guidance in named.items() if name != DEFAULT}
-        self.default = default if default is not None else named.get(DEFAULT)
+    def __init__(self, named: Mapping[str, Guidance], *, descriptions: Mapping[str, str] | None = None) -> None:
+        self.named = dict(named)
         self.descriptions = dict(descriptions or {})
+
+    @property
+    def default(self) -> Guidance | None:
+        """Guidance of the model's bare name; ``None``: each guide's recommended weight."""
+        return self.named.get(DEFAULT)
 
     @classmethod
     def load(cls, path: Path, guides: Sequence[Weighted], *, most: float | None = None) -> Presets:
@@ -97,9 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
         if len(content) > _LONGEST:
             raise ConfigError(f"The presets file {path} is longer than {_LONGEST} bytes.")
         text = content.decode("utf-8")
-        # What refers to itself, or unfolds to billions of values, does so through aliases; presets need none.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"The presets file {path} uses an alias (*name): write the values out.")
+        _refuse_deep(path, text)
         _refuse_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
         found = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
@@ -112,6 +108,17 @@ def _read(path: Path) -> dict[str, Any]:
     if len(presets) > _MOST:
         raise ConfigError(f"The presets file {path} has {len(presets)} presets, and at most {_MOST} are served.")
     return {str(name): value for name, value in presets.items()}
+
+
+def _refuse_deep(path: Path, text: str) -> None:
+    """Refuse what would take long to read, or never end, while it is still a row of events."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):  # what refers to itself, or unfolds to billions of values
+            raise ConfigError(f"The presets file {path} uses an alias (*name): write the values out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ConfigError(f"The presets file {path} cannot be read: it is nested more than {_DEEPEST} levels deep.")
 
 
 def _refuse_twice(path: Path, node: Any) -> None:

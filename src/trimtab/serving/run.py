@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from trimtab.errors import ConfigError
 from trimtab.serving.config import ServerConfig
 from trimtab.serving.gateway import Gateway
 from trimtab.serving.logs import log
+from trimtab.serving.origins import addresses
 from trimtab.serving.wire import make_protocol
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -48,28 +48,6 @@ def bind(config: ServerConfig) -> list[socket.socket]:
             sock.close()
         raise _cannot_listen(config, error) from None
     return sockets
-
-
-def addresses(host: str, port: int = 0) -> list[tuple[socket.AddressFamily, str]]:
-    """Return the (family, address) pairs that a host's name stands for.
-
-    Raises:
-        OSError: none.
-    """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys((item[0], str(item[4][0])) for item in found))
-
-
-def reaches_others(host: str) -> bool:
-    """Return whether other machines can reach a server that listens on a host.
-
-    Raises:
-        ConfigError: the name stands for no address.
-    """
-    try:
-        return not all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for _, a in addresses(host))
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"The host {host!r} stands for no address of this machine: {error}.") from None
 
 
 def _cannot_listen(config: ServerConfig, error: Exception) -> ConfigError:
@@ -130,30 +108,32 @@ def serve(
     return server.code
 
 
+def uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        # Pure Python and strict: it bounds the head of a request, and has no memory of its own to corrupt.
+        http=make_protocol(config),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(config.trusted_proxy),
+        forwarded_allow_ips=config.trusted_proxy,
+        h11_max_incomplete_event_size=config.max_header_bytes,
+        timeout_keep_alive=config.keep_alive_timeout,
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+    )
+
+
 class _Server(uvicorn.Server):
     """Uvicorn's server, with an end of its own."""
 
     def __init__(self, app: FastAPI, gateway: Gateway, announce: Callable[[str], None] | None) -> None:
-        config = gateway.config
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="asyncio",
-                # Pure Python and strict: it bounds the head of a request, and has had none of C parsers' overflows.
-                http=make_protocol(config),
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=bool(config.trusted_proxy),
-                forwarded_allow_ips=config.trusted_proxy,
-                h11_max_incomplete_event_size=config.max_header_bytes,
-                timeout_keep_alive=config.keep_alive_timeout,
-                ssl_keyfile=config.ssl_keyfile,
-                ssl_certfile=config.ssl_certfile,
-            )
-        )
+        super().__init__(uvicorn_config(app, gateway.config))
         self.code = 0
         self._gateway, self._announce = gateway, announce
         self._ending: asyncio.Task[None] | None = None

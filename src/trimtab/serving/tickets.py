@@ -78,7 +78,7 @@ class Ticket:
     @property
     def cached_tokens(self) -> int:
         """Tokens of the prompts that were found in the cache."""
-        return sum(answer.cached_tokens for answer in self._firsts())
+        return sum(answer.cached_tokens or 0 for answer in self._firsts())
 
     @property
     def completion_tokens(self) -> int:
@@ -128,3 +128,21 @@ class Ticket:
 
     def _firsts(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.place[1] == 0]
+
+
+@dataclass
+class Pending:
+    """A reading that somebody waits for, and what was noted so far."""
+
+    future: asyncio.Future[list[TokenScores]]
+    noted: list[TokenScores] = field(default_factory=list[TokenScores])
+
+    def tell(self, news: News) -> None:
+        """Add what a step did for it."""
+        self.noted += news.noted
+        if not news.finished or self.future.done():
+            return
+        if news.request.error is not None:
+            self.future.set_exception(news.request.error)
+        else:
+            self.future.set_result(self.noted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 
 import h11
@@ -97,7 +98,13 @@ class BoundedProtocol(H11Protocol):
                 self.transport.close()
                 return
         body = json.dumps(error.body()).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            "x-content-type-options": "nosniff",
+            "x-request-id": f"req-{secrets.token_hex(16)}",  # that of a head which was not read is not known
+        }
         try:
             output = self.conn.send(
                 h11.Response(status_code=error.status, headers=[*(headers | error.headers).items()])

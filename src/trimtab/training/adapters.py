@@ -74,6 +74,35 @@ def add_adapter(base: Base, adapter: Any) -> Any:
         ) from error
 
 
+def make_scalar_config(config: TrainConfig, base: Base, fresh: Sequence[str]) -> Any:
+    """Return the ``LoraConfig`` of a scalar reward model, whose head is trained and saved whole.
+
+    Args:
+        config: the run's options.
+        base: the sequence classifier.
+        fresh: its modules that no file has weights for: the head.
+
+    Raises:
+        ConfigError: as :func:`make_adapter_config`.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    from trimtab.rewards.artifact import check_lora_config
+
+    targets: Any = config.lora_target_modules
+    own: dict[str, Any] = {
+        "lora_dropout": config.lora_dropout,
+        "target_modules": targets[0] if targets == ["all-linear"] else targets,
+        "task_type": "SEQ_CLS",
+        # PEFT adds the usual names of a head ("score", "classifier") by itself.
+        "modules_to_save": [name for name in fresh if name not in ("score", "classifier")] or None,
+        "fan_in_fan_out": any(isinstance(m, Conv1D) for m in base.model.modules()),
+    }
+    made = _lora(config, base, (), own)
+    check_lora_config(made)
+    return made
+
+
 def _lora(config: TrainConfig, base: Base, objectives: Sequence[str], own: dict[str, Any]) -> Any:
     from peft import LoraConfig
 

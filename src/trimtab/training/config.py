@@ -15,11 +15,12 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LossType = Literal["sigmoid", "hinge"]
-Method = Literal["genarm", "parm", "uniarm"]
+Method = Literal["genarm", "parm", "uniarm", "scalar"]
 DecodeWeights = Literal["fixed", "drawn", "conditioned"]
 
 _MOSLORA = ("condition", "modulation", "generator")
 _CONDITIONED = ("objectives", "betas", "alpha_per", "alpha_concentration", "ties")
+_ONE_OBJECTIVE = ("genarm", "scalar")
 _DECODING = ("decode_weights", "decode_weight_range")
 
 _NOT_SAVED = {"resume_from_checkpoint", "overwrite_output_dir"}
@@ -38,7 +39,7 @@ class TrainConfig(BaseModel):
     data: list[str] = _field("Data", ..., "Preference pairs: files or hub data sets (repeatable).", min_length=1)
     eval_data: list[str] = _field("Data", [], "Held-out pairs: ranked before and after training (repeatable).")
     objective: str | None = _field(
-        "Data", None, "Which label 'genarm' learns; may be left out if the data has only one."
+        "Data", None, "Which label 'genarm' or 'scalar' learns; may be left out if the data has only one."
     )
     objectives: list[str] = _field(
         "Data", [], "Which labels 'parm' and 'uniarm' learn, as NAME,NAME in the guide's order; none named: all."
@@ -56,7 +57,11 @@ class TrainConfig(BaseModel):
     chat_template: str | None = _field("Data", None, "Chat template (Jinja) in place of the tokenizer's own.")
 
     # model
-    base: str = _field("Model", "smollm2", "Base model: 'smollm2', a local folder, or a hub id.")
+    base: str = _field(
+        "Model",
+        "smollm2",
+        "Base model: 'smollm2', a local folder, or a hub id; for 'scalar' also 'minilm', a sentence encoder.",
+    )
     revision: str | None = _field("Model", None, "Hub revision of the base.")
     full_finetune: bool = _field("Model", False, "Train all weights instead of a LoRA.")
     lora_r: int = _field("Model", 8, "Rank of the LoRA.", ge=1)
@@ -89,7 +94,8 @@ class TrainConfig(BaseModel):
     method: Method = _field(
         "Loss",
         "genarm",
-        "'genarm' (arXiv 2410.08193): one objective; 'parm' (2505.06274) and 'uniarm' (2602.09538): several at once.",
+        "'genarm' (arXiv 2410.08193): one objective; 'parm' (2505.06274) and 'uniarm' (2602.09538): several at once; "
+        "'scalar': a reward model of one number an answer, which judges and does not guide.",
     )
     loss: Literal["preference", "decode-aware"] = _field(
         "Loss", "preference", "'preference' (the papers'), or 'decode-aware': of the policy that is sampled from."
@@ -164,12 +170,14 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _fit_the_method(self) -> TrainConfig:
         given = self.model_fields_set
-        if self.method == "genarm":
+        if self.method in _ONE_OBJECTIVE:
             self._refuse(given, (*_CONDITIONED, *_MOSLORA, "global_loss_weight"), "the methods 'parm' and 'uniarm'")
         elif self.objective is not None:
-            raise ValueError(f"objective is for the method 'genarm': {self.method!r} takes objectives")
+            raise ValueError(f"objective is for 'genarm' and 'scalar': {self.method!r} takes objectives")
         elif self.full_finetune:
-            raise ValueError(f"full_finetune is for the method 'genarm': {self.method!r} trains an adapter")
+            raise ValueError(f"full_finetune is for 'genarm' and 'scalar': {self.method!r} trains an adapter")
+        if self.method == "scalar":
+            self._refuse(given, ("beta", "weight", "loss"), "methods that train a guide")
         if self.method == "parm":
             self._refuse(given, (*_MOSLORA, "global_loss_weight"), "the method 'uniarm'")
         if self.loss != "decode-aware":
@@ -206,7 +214,7 @@ class TrainConfig(BaseModel):
     @property
     def conditioned(self) -> bool:
         """Whether the guide takes a preference vector."""
-        return self.method != "genarm"
+        return self.method not in _ONE_OBJECTIVE
 
     @property
     def drawn_per(self) -> Literal["example", "batch"]:

@@ -17,6 +17,7 @@ from trimtab.errors import OutputError
 from trimtab.models import Base, end_of_response_id, tokenizer_hash
 from trimtab.rewards.artifact import BaseRef, DataRef, GuideManifest, Objective, save_guide
 from trimtab.rewards.ranking import RankReport
+from trimtab.rewards.scalar.manifest import ScalarManifest
 from trimtab.rewards.scoring import PairScorer
 from trimtab.training.adapters import ADAPTERS, add_adapter, describe, make_adapter_config
 from trimtab.training.callbacks import MetricsFile, ProgressBar
@@ -54,7 +55,7 @@ class TrainResult:
         reports: objective → held-out ranking before and after (at the preference for that objective alone, where the
             guide takes one); empty without held-out data.
         history: every log, in order, by TRL's names.
-        manifest: what ``guide.json`` says.
+        manifest: what ``guide.json`` says, or ``scalar.json``.
     """
 
     output_dir: Path
@@ -62,7 +63,7 @@ class TrainResult:
     pairs: int
     metrics: dict[str, float]
     reports: dict[str, RankReport]
-    manifest: GuideManifest
+    manifest: GuideManifest | ScalarManifest
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
     @property
@@ -91,6 +92,10 @@ def train(
     config = validated(TrainConfig, {**(config.model_dump(exclude_unset=True) if config else {}), **options})
     arguments = make_arguments(config)
     notify = (notify or log.info) if arguments.process_index == 0 else log.debug
+    if config.method == "scalar":
+        from trimtab.training.scalar import train_scalar
+
+        return train_scalar(config, notify, arguments)
     checkpoint = find_checkpoint(config)
     data = read_data(config, notify)
     base = load_for_training(config)
@@ -107,16 +112,29 @@ def train(
     ranking = HeldOut(pairs.held_out, data.objectives, config, frozen)
     ranking.before(model)
     trainer = _make_trainer(config, arguments, model, frozen, data.objectives, pairs, folder)
-    outcome = _run(trainer, checkpoint, folder)
+    outcome = run_trainer(trainer, checkpoint, folder)
     reports = ranking.after(model)
     manifest = _manifest(config, data, base, reference, eos, len(pairs.train), outcome, reports)
     if trainer.is_world_process_zero():
         manifest = save_guide(folder, model, manifest, tokenizer=base.tokenizer if adapter is None else None)
-        checkpoints = folder / CHECKPOINTS
-        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-            checkpoints.rmdir()  # Trainer makes it even where nothing is to be saved
+    return finish(trainer, folder, data.objectives, len(pairs.train), outcome, reports, manifest)
+
+
+def finish(
+    trainer: GuideTrainer,
+    folder: Path,
+    objectives: tuple[str, ...],
+    pairs: int,
+    outcome: dict[str, float],
+    reports: dict[str, RankReport],
+    manifest: GuideManifest | ScalarManifest,
+) -> TrainResult:
+    """Tidy the folder of a run that is over, and return what it made."""
+    checkpoints = folder / CHECKPOINTS
+    if trainer.is_world_process_zero() and checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()  # Trainer makes it even where nothing is to be saved
     history: list[dict[str, float]] = list(trainer.state.log_history)
-    return TrainResult(folder, data.objectives, len(pairs.train), outcome, reports, manifest, history)
+    return TrainResult(folder, objectives, pairs, outcome, reports, manifest, history)
 
 
 def _make_trainer(
@@ -157,7 +175,12 @@ def _make_trainer(
     return trainer
 
 
-def _run(trainer: GuideTrainer, checkpoint: str | None, folder: Path) -> dict[str, float]:
+def run_trainer(trainer: GuideTrainer, checkpoint: str | None, folder: Path) -> dict[str, float]:
+    """Train, from a checkpoint if one is given, and return Trainer's metrics with the seconds it took.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     from peft.helpers import disable_input_dtype_casting
 
     start = time.perf_counter()

@@ -167,7 +167,7 @@ def _front(metrics: Metrics) -> str:
 
 
 def _comparisons(metrics: Metrics) -> str:
-    shown = " open" if len(metrics["comparisons"]) <= 60 else ""
+    shown = " open" if len(metrics["comparisons"]) <= 24 else ""
     return (
         f'<section><h2 id="comparisons">Every comparison</h2><details{shown}><summary>Against base and controls, on '
         "each scorer: the mean difference, wins, and both with length taken out</summary>"

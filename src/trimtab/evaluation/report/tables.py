@@ -86,7 +86,7 @@ def comparison_table(metrics: Metrics) -> str:
                 Cell(item["scorer"]),
                 Cell(_ROLES[item["role"]], item["against"] if item["role"] != "base" else ""),
                 interval_cell(item["difference"], signed=True),
-                Cell(_p_value(item.get("p_value")), sort=item.get("p_value")),
+                _p_cell(item),
                 Cell(_share(item), _outcome(item), item.get("win")),
                 _controlled(controlled),
                 Cell("–")
@@ -177,9 +177,7 @@ def _interval(value: Mapping[str, float]) -> Cell:
 def _controlled(found: Mapping[str, float] | None) -> Cell:
     if found is None:
         return Cell("–")
-    low, high = number(found["low"], signed=True), number(found["high"], signed=True)
-    detail = f"{number(found['mean'], signed=True)} [{low}, {high}]"
-    return Cell(percent(found["win_rate"]), detail, found["win_rate"])
+    return Cell(percent(found["mean"]), f"[{percent(found['low'])}, {percent(found['high'])}]", found["mean"])
 
 
 def _share(item: Mapping[str, Any]) -> str:
@@ -192,5 +190,11 @@ def _outcome(item: Mapping[str, Any]) -> str:
     return f"{percent(item['tie'])} ties, {percent(item['lose'])} losses"
 
 
-def _p_value(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _p_cell(item: Mapping[str, Any]) -> Cell:
+    if "p_value" not in item:
+        return Cell("–")
+    return Cell(_p_value(item["p_value"]), f"{_p_value(item['p_adjusted'])} adjusted", item["p_value"])
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

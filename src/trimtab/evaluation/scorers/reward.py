@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 
 from trimtab.errors import ModelError
 from trimtab.evaluation.scorers.common import About, prompts_for, scoring_dtype
+from trimtab.evaluation.scorers.independence import pair_hashes, training_pairs
 from trimtab.models import Text, load_tokenizer, resolve_folder
 from trimtab.models.loading import resolve_device, resolve_dtype
+from trimtab.rewards.scalar.artifact import load_scalar
+from trimtab.rewards.scalar.manifest import SCALAR_FILE
 from trimtab.rewards.scalar.sequences import ConversationEncoder, Encode, longest_input, rewards_of
 
 log = logging.getLogger("trimtab")
@@ -74,7 +78,29 @@ def load_reward(name: str, *, device: str = "auto") -> RewardScorer:
         ModelError: it is missing, unsafe, or not a sequence classifier of one or two outputs.
         GuideError: a folder of ours is damaged, or made for another base.
     """
-    return _load_classifier(name, device)
+    folder = Path(name).expanduser()
+    return _load_ours(name, folder, device) if (folder / SCALAR_FILE).is_file() else _load_classifier(name, device)
+
+
+def _load_ours(name: str, folder: Path, device: str) -> RewardScorer:
+    base, encoder, manifest = load_scalar(folder, dtype=scoring_dtype(device), device=device)
+    data, found = manifest.data, manifest.accuracy
+    objective = manifest.objective
+    about = About(
+        objective.name,
+        f"Bradley–Terry reward of a head on {manifest.base.id}, trained by trimtab"
+        + (f" on {data.comparisons} pairs" if data else ""),
+        licence=manifest.license or "",
+        name=f"reward:{name}",
+        fitted_on=(data.sha256,) if data else (),
+        fitted_on_pairs=pair_hashes(training_pairs(folder, data.sha256)) if data else frozenset(),
+        labelled_by=data.labelled_by if data else None,
+        accuracy=found["value"] if found else None,
+        accuracy_on=f"{found['n']} held-out pairs (95 % interval {found['low']:.3f} to {found['high']:.3f})"
+        if found
+        else "",
+    )
+    return RewardScorer(base.model, encoder, manifest.pad_token_id, about)
 
 
 def _load_classifier(name: str, device: str) -> RewardScorer:

@@ -22,7 +22,7 @@ from trimtab.evaluation.sweeps.statistics import (
     resample_weights,
     spearman,
 )
-from trimtab.evaluation.sweeps.verdicts import against, at_equal_kl, verdict
+from trimtab.evaluation.sweeps.verdicts import adjust_p, against, at_equal_kl, verdict
 
 SCHEMA = "trimtab-evaluation"
 SCHEMA_VERSION = 1
@@ -71,6 +71,7 @@ def aggregate(table: Table, config: SweepConfig, objectives: Sequence[str]) -> d
     comparisons = [
         row for s in table.settings if s.kind in ("guided", "method") for row in _comparisons(table, s, weights)
     ]
+    adjust_p(comparisons)
     fronts, notes = _fronts(table, config, objectives)
     return {
         "settings": settings,

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.evaluation.comparing import count_wins, holm, length_controlled, sign_flip_p
+from trimtab.evaluation.fronts import Interval
 from trimtab.evaluation.sweeps.statistics import Array, interval
 
 BETTER = "better than base and controls"
@@ -17,74 +19,51 @@ NO_CONTROL = "better than the base, no control"
 SELF = "judges itself"
 
 
-def against(scores: tuple[Array, Array], tokens: tuple[Array, Array], weights: Array) -> dict[str, Any]:
-    """Compare two settings on the same prompts.
+def against(
+    scores: tuple[Array, Array], tokens: tuple[Array, Array], weights: Array, *, seed: int = 0
+) -> dict[str, Any]:
+    """Compare two settings on the same prompts; several answers to one prompt are averaged first.
 
     Args:
         scores: (P, S) of each.
         tokens: (P, S) of each.
         weights: (R, P), bootstrap samples.
+        seed: of tests and win rates.
+
+    Returns:
+        The mean difference and its p; shares of prompts won, tied and lost; and the win rate at equal length, with its
+        interval (:func:`~trimtab.evaluation.comparing.length_controlled`).
     """
     own, theirs = (value.mean(1) for value in scores)
-    difference = own - theirs
+    wins = count_wins(own, theirs, seed=seed)
+    outcome = 0.5 + 0.5 * np.sign(own - theirs)
+    controlled = length_controlled(outcome, tokens[0].mean(1) - tokens[1].mean(1), seed=seed)
+    count = len(own)
     return {
-        "difference": interval(difference, weights),
-        "p_value": sign_flip_p(difference),
-        "win": float((difference > 0).mean()),
-        "tie": float((difference == 0).mean()),
-        "lose": float((difference < 0).mean()),
-        "length_controlled": length_controlled(difference, tokens[0].mean(1) - tokens[1].mean(1), weights),
+        "difference": interval(own - theirs, weights),
+        "p_value": sign_flip_p(own, theirs, seed=seed),
+        "win": wins.wins / count,
+        "tie": wins.ties / count,
+        "lose": wins.losses / count,
+        "win_rate": _mean(wins.rate),
+        "length_controlled": {**_mean(controlled.rate), "length_effect": controlled.length_effect},
     }
 
 
-def sign_flip_p(difference: Array, flips: int = 10_000) -> float:
-    """Return the two-sided p of the mean of paired differences, (P,), under random signs; never 0.
-
-    Exact where there are 13 prompts or fewer, else from ``flips`` random draws, its own included.
-    """
-    count = len(difference)
-    if count <= 13:
-        signs = 1 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-        extra = 0
-    else:
-        signs = 1 - 2.0 * np.random.default_rng(0).integers(0, 2, size=(flips, count))
-        extra = 1
-    size = abs(float(difference.sum()))
-    reached = int((np.abs(signs @ difference) >= size - 1e-12 * max(1.0, size)).sum())
-    return (reached + extra) / (len(signs) + extra)
+def adjust_p(rows: Sequence[dict[str, Any]]) -> None:
+    """Add ``p_adjusted``: p after Holm, over all settings that are compared in one role on one scorer."""
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "p_value" in row:
+            families.setdefault((row["role"], row["scorer"]), []).append(row)
+    for family in families.values():
+        adjusted = holm({row["setting"]: row["p_value"] for row in family})
+        for row in family:
+            row["p_adjusted"] = adjusted[row["setting"]]
 
 
-def length_controlled(difference: Array, longer: Array, weights: Array) -> dict[str, float] | None:
-    """Return difference and wins with what a difference in length explains taken out.
-
-    A line d = a + b·Δ is fitted over prompts, Δ the tokens by which the answer is longer; a is the difference at equal
-    length, and a prompt is won where d − b·Δ is above 0, half won where it is 0.
-
-    Args:
-        difference: (P,), of the scores.
-        longer: (P,), tokens.
-        weights: (R, P), bootstrap samples.
-
-    Returns:
-        ``None`` where every answer is as long as its other, or there are fewer than three prompts.
-    """
-    if len(difference) < 3 or not np.any(longer):
-        return None
-
-    def at_equal(shares: Array) -> Array:
-        mean_d, mean_x = shares @ difference, shares @ longer
-        spread = shares @ longer**2 - mean_x**2
-        slope = np.where(
-            spread > 1e-9, (shares @ (difference * longer) - mean_d * mean_x) / np.maximum(spread, 1e-9), 0.0
-        )
-        return np.stack([mean_d - slope * mean_x, slope])
-
-    full = at_equal(np.full((1, len(difference)), 1 / len(difference)))[:, 0]
-    low, high = np.percentile(at_equal(weights)[0], [2.5, 97.5])
-    left = difference - full[1] * longer
-    tie = np.abs(left) < 1e-12
-    wins = float((left[~tie] > 0).sum() + 0.5 * tie.sum()) / len(left)
-    return {"mean": float(full[0]), "low": float(low), "high": float(high), "win_rate": wins}
+def _mean(value: Interval) -> dict[str, float]:
+    return {"mean": value.value, "low": value.low, "high": value.high}
 
 
 def at_equal_kl(kl: float, scores: Array, curve: Sequence[tuple[float, Array]], weights: Array) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what an operation's OpenAPI says of such a body; :func:`trimtab.serving.openapi.describe` adds the model."""
+    """Return what an operation's OpenAPI says of such a body; :mod:`trimtab.serving.openapi` adds the model."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +11,17 @@ from fastapi import Request
 
 from trimtab.decoding.config import Sampling
 from trimtab.engine.guidance import Guidance
-from trimtab.engine.results import Watch
+from trimtab.engine.results import TokenScores, Watch
 from trimtab.errors import ConfigError, DataError, PromptTooLongError
-from trimtab.models import Text
+from trimtab.models import Prompt
 from trimtab.serving.api.names import Named, chosen_guidance, describe_applied, find_model
 from trimtab.serving.api.schema.requests import Drawing
+from trimtab.serving.api.scores import Scores
 from trimtab.serving.api.streams import EventStream
 from trimtab.serving.errors import ApiError
 from trimtab.serving.gateway import Gateway
-from trimtab.serving.tickets import Ticket
+from trimtab.serving.room import AnswerTooLongError
+from trimtab.serving.tickets import Ticket, Update
 
 _GRACE = 10.0  # seconds beyond the deadline in which a stream may still tell that it was missed
 
@@ -33,6 +36,7 @@ class Order:
         preset: name of the preset that this is; ``None`` where the request says otherwise.
         sampling: how to draw.
         watch: what to note of each token; ``None``: nothing.
+        scores: writes what was noted.
     """
 
     named: Named
@@ -40,6 +44,7 @@ class Order:
     preset: str | None
     sampling: Sampling
     watch: Watch | None
+    scores: Scores
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -75,13 +80,14 @@ def make_order(request: Request, body: Drawing, *, max_tokens: int, top: int | N
         preset=named.preset if guidance == named.guidance else None,
         sampling=_sampling(gateway, body, max_tokens),
         watch=watch,
+        scores=Scores(request.app.state.texts, top=top, noted_top=ours if rewards or ours else None),
     )
 
 
 async def begin(
     request: Request,
     order: Order,
-    prompts: list[Text],
+    prompts: Sequence[Prompt],
     *,
     owner: str,
     prefix: str,
@@ -115,12 +121,40 @@ async def begin(
             watch=order.watch,
             limited=limit is not None,
         )
+    except AnswerTooLongError as error:
+        raise ApiError(400, str(error), param=limit, code="context_length_exceeded") from None
     except PromptTooLongError as error:
         raise ApiError(400, str(error), param=source, code="context_length_exceeded") from None
     except DataError as error:
         raise ApiError(400, str(error), param=source) from None
     except ConfigError as error:
         raise ApiError(400, str(error), param="n") from None
+
+
+class Choice:
+    """One answer as it grows."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.noted: list[TokenScores] = []
+        self.finish_reason: str | None = None
+
+    def add(self, update: Update) -> None:
+        """Add what is new."""
+        self.text += update.text
+        self.token_ids += update.token_ids
+        self.noted += update.noted
+        self.finish_reason = update.finish_reason
+
+
+async def collect(ticket: Ticket) -> list[Choice]:
+    """Wait for a ticket's answers."""
+    choices = [Choice() for _ in ticket.answers]
+    async with aclosing(ticket.updates()) as updates:
+        async for update in updates:
+            choices[update.index].add(update)
+    return choices
 
 
 def applied_to(ticket: Ticket) -> dict[str, Any]:

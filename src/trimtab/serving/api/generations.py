@@ -10,6 +10,7 @@ from trimtab.serving.api.body import body_of, described
 from trimtab.serving.api.drawing import applied_to, gateway_of
 from trimtab.serving.api.names import chosen_guidance
 from trimtab.serving.api.schema.requests import GuidanceChange
+from trimtab.serving.api.schema.responses import Changed, Ended
 from trimtab.serving.auth import require_key
 from trimtab.serving.errors import ApiError
 from trimtab.serving.tickets import Ticket
@@ -18,7 +19,7 @@ router = APIRouter(tags=["generations"])
 Id = Annotated[str, Path(max_length=128, description="The id that the answer came with.")]
 
 
-@router.post("/v1/generations/{id}/guidance", openapi_extra=described(GuidanceChange))
+@router.post("/v1/generations/{id}/guidance", openapi_extra=described(GuidanceChange), response_model=Changed)
 async def change_guidance(
     request: Request,
     id: Id,
@@ -32,7 +33,7 @@ async def change_guidance(
     return {"id": id, "guidance": applied_to(ticket), "from_token": written}
 
 
-@router.delete("/v1/generations/{id}")
+@router.delete("/v1/generations/{id}", response_model=Ended)
 async def stop_generation(
     request: Request,
     id: Id,

@@ -15,10 +15,7 @@ from trimtab.errors import GuidanceError, did_you_mean
 from trimtab.serving.api.schema.requests import GuidanceChange
 from trimtab.serving.errors import ApiError
 from trimtab.serving.gateway import Gateway
-from trimtab.serving.presets import Presets
-
-PLAIN = "plain"
-DEFAULT = "default"
+from trimtab.serving.presets import DEFAULT, PLAIN, Presets
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ def served(app: FastAPI) -> dict[str, Named]:
     gateway: Gateway = app.state.gateway
     presets: Presets = app.state.presets
     name = served_name(gateway)
-    default = presets.named.get(DEFAULT)
-    first = Named(name, DEFAULT if default is not None else None, default or Guidance())
+    default = presets.default
+    first = Named(name, None if default is None else DEFAULT, default or Guidance())
     models = [first]
     if gateway.engine.guides:
         models.append(Named(f"{name}:{PLAIN}", PLAIN, Guidance(strength=0.0)))

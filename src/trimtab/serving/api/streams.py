@@ -10,11 +10,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab.serving.errors import ApiError, from_exception
+from trimtab.serving.errors import ApiError, ClientGone, from_exception
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +25,11 @@ _DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody is told of it as of an error
-    """The client has closed its connection."""
+def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of an answer that comes whole or, for ``stream``, as events."""
+    data = {"type": "string", "description": "A chunk of the answer as JSON, or an error; at the end [DONE]."}
+    events = {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
+    return {200: {"model": model, "description": "The answer.", "content": {"text/event-stream": events}}}
 
 
 def event(value: Any) -> bytes:

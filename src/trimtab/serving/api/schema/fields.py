@@ -8,14 +8,14 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from trimtab.decoding.config import MAX_BIASES, MAX_STOP_LENGTH, MAX_STOPS
+from trimtab.serving.errors import encodable
+
 MAX_TEXT = 2**22  # characters; a body may be shorter still
 MAX_IDS = 2**20
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 1000
 MAX_PROMPTS = 64
-MAX_MESSAGES = 4096
-MAX_PARTS = 256
-MAX_BIASES = 1024
+MAX_MESSAGES = 2048
+MAX_PARTS = 64
 MAX_TOKEN_ID = 2**31 - 1
 MAX_TOKENS = 2**31 - 1
 
@@ -41,7 +41,7 @@ def refused(message: str, *, at: str = "", unsupported: bool = False) -> Pydanti
         unsupported: whether the value is a right one that this server cannot honour.
     """
     kind = "unsupported_parameter" if unsupported else "refused"
-    context = {"at": at} if at else {}
+    context = {"at": encodable(at)} if at else {}
     # Braces would be read as places for values.
     return PydanticCustomError(kind, cast("Any", message.replace("{", "(").replace("}", ")")), context)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from trimtab.decoding.config import Sampling
+from trimtab.decoding.config import MAX_STOPS, Sampling
 from trimtab.engine.guidance import Guidance
 from trimtab.models import Text
 from trimtab.serving.api.schema.fields import (
@@ -114,7 +114,7 @@ class Drawing(Strict):
     n: int | None = Field(None, ge=1, le=128, description="Answers to each prompt.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same request: same answer.")
     stop: Stops = Field(None, description="Texts before which the answer ends.")
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="Tokens that end the answer."
     )
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Fewest tokens before the answer may end.")
@@ -230,8 +230,12 @@ class ChatRequest(Drawing):
 
     def turns(self) -> Text:
         """Return the conversation as the engine reads it."""
-        names = {"developer": "system"}
-        return [{"role": names.get(m.role, m.role), "content": m.content} for m in self.messages]
+        return turns_of(self.messages)
+
+
+def turns_of(messages: Sequence[ChatMessage]) -> Text:
+    """Return messages as the engine reads them; ``developer`` is the newer name of ``system``."""
+    return [{"role": "system" if m.role == "developer" else m.role, "content": m.content} for m in messages]
 
 
 def _prompts(value: Any) -> Any:
@@ -298,8 +302,6 @@ class CompletionRequest(Drawing):
             raise refused("is 0, which is only for requests with echo.", at="max_tokens")
         if self.best_of not in (None, self.n or 1):
             raise refused("is only supported where it is the same as n.", at="best_of", unsupported=True)
-        if self.echo and self.stream:
-            raise refused("is not supported in streams.", at="echo", unsupported=True)
         return self
 
 
