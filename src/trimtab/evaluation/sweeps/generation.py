@@ -189,7 +189,7 @@ def write_answers(
         progress: called with the number of answers that are there.
 
     Returns:
-        How many were written now.
+        How many were written now; those that were only measured anew do not count.
     """
     known, notes = folder.known(), folder.known_tokens()
     missing = {job.key: job for job in jobs if not _has(known, notes, job)}
@@ -212,7 +212,7 @@ def write_answers(
     finally:
         for item in going:
             item.request.cancelled = not item.request.finished
-    return len(missing)
+    return sum(key not in known for key in missing)
 
 
 @dataclass

@@ -152,7 +152,7 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
     answers = {name: Answers(rows, run.config.n) for name, rows in records.items()}
     objectives = objectives_of([guide for name, guide in run.engine.guides.items() if name in run.guides])
     numbers = aggregate(Table(run.settings, answers, run.columns), run.config, objectives)
-    folder.finish(samples, [])
+    folder.finish(samples)
     seconds = {"answers": generated - started, "scores": time.monotonic() - generated}
     metrics = {**_head(run, command, seconds), **numbers, "notes": [*run.notes, *numbers["notes"]]}
     if folder.damaged:

@@ -27,7 +27,7 @@ from trimtab.errors import OutputError
 from trimtab.files import write_whole
 
 SAMPLES, TOKENS, METRICS, REPORT, CONFIG = "samples.jsonl", "tokens.jsonl", "metrics.json", "report.html", "config.yaml"
-_CACHE = "cache/samples.jsonl"
+_CACHE, _CACHED_TOKENS = "cache/samples.jsonl", "cache/tokens.jsonl"
 _LOCK = ".lock"
 _MARK = ".trimtab-evaluate"
 
@@ -87,7 +87,7 @@ class RunFolder:
             self._make()
             self._lock = FileLock(str(self.path / _LOCK))
             self._lock.acquire(timeout=0)
-            for name in (_CACHE, SAMPLES, TOKENS):
+            for name in (_CACHE, SAMPLES, _CACHED_TOKENS, TOKENS):
                 self._known[name] = {}
                 self._read(name)
             return self
@@ -118,7 +118,7 @@ class RunFolder:
 
     def known_tokens(self) -> dict[str, Record]:
         """Return key → token notes."""
-        return self._known[TOKENS]
+        return {**self._known[_CACHED_TOKENS], **self._known[TOKENS]}
 
     def append(self, record: Record) -> None:
         """Add an answer: one line, written in one call and forced to disk, so that a killed run has it.
@@ -136,25 +136,29 @@ class RunFolder:
         """
         self._append(TOKENS, record)
 
-    def finish(self, samples: Sequence[Record], keep: Iterable[Record]) -> None:
+    def finish(self, samples: Sequence[Record]) -> None:
         """Write the samples in their order, and move what is no part of them to the cache.
 
         Args:
             samples: all samples of the run, scored.
-            keep: further answers to keep for other runs of this folder.
 
         Raises:
             OutputError: a file cannot be written; it is then as it was.
         """
         self._close_files()
         used = {record["key"] for record in samples}
-        rest = {record["key"]: record for record in [*self.known().values(), *keep] if record["key"] not in used}
-        if rest or (self.path / _CACHE).exists():
-            (self.path / _CACHE).parent.mkdir(exist_ok=True)
-            write_whole(self.path / _CACHE, "".join(_line(record) for record in rest.values()))
+        tokens = self.known_tokens()
+        self._rest(_CACHE, (record for key, record in self.known().items() if key not in used))
+        self._rest(_CACHED_TOKENS, (record for key, record in tokens.items() if key not in used))
         write_whole(self.path / SAMPLES, "".join(_line(record) for record in samples))
-        tokens = [record for key, record in self._known[TOKENS].items() if key in used]
-        write_whole(self.path / TOKENS, "".join(_line(record) for record in tokens))
+        write_whole(self.path / TOKENS, "".join(_line(record) for key, record in tokens.items() if key in used))
+
+    def _rest(self, name: str, records: Iterable[Record]) -> None:
+        """Write what other settings left, unless there never was any."""
+        content = "".join(map(_line, records))
+        if content or (self.path / name).exists():
+            (self.path / name).parent.mkdir(exist_ok=True)
+            write_whole(self.path / name, content)
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write one of the folder's files, whole or not at all.
