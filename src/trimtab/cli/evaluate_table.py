@@ -17,11 +17,11 @@ def show(metrics: Mapping[str, Any], folder: Path) -> None:
     scorers = metrics["scorers"]
     count = metrics["prompts"]["count"]
     table = Table(
-        title=f"Mean over {count} prompts; gain over the base in brackets (* its 95 % interval leaves 0 out)",
+        title=f"Mean over {count} prompts; below it the gain over the base (* its 95 % interval leaves 0 out)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("setting", overflow="fold", min_width=14)
+    table.add_column("setting", overflow="fold", min_width=12, max_width=26)
     for scorer in scorers:
         table.add_column(
             scorer["spec"] + (" (FORCED)" if scorer["dependent"] else ""), overflow="fold", justify="right"
@@ -60,4 +60,4 @@ def _cell(setting: Mapping[str, Any], scorer: str, gains: Mapping[tuple[str, str
     if gain is None:
         return mean
     star = "*" if gain["low"] > 0 or gain["high"] < 0 else ""
-    return f"{mean}\n({gain['mean']:+.2g}{star})"
+    return f"{mean}\n{gain['mean']:+.2g}{star}"

@@ -38,7 +38,9 @@ def reward_against(metrics: Metrics, scorer: str, across: str) -> list[Series]:
     series: list[Series] = []
     for colour, (name, members) in enumerate(sorted(families.items(), key=lambda item: item[0] != TEMPERATURES)):
         curve = not any(member["alpha"] for member in members) and len({m["system"] for m in members}) == 1
-        joined = curve and (name == TEMPERATURES or len(members) > 1 or members[0]["kind"] == "guided")
+        joined = (
+            across == "kl" and curve and (name == TEMPERATURES or len(members) > 1 or members[0]["kind"] == "guided")
+        )
         points = [_reward_point(m, scorer, across) for m in members]
         if joined and members[0]["system"] == base["system"]:
             points.append(_reward_point(base, scorer, across, named=False))

@@ -35,10 +35,15 @@ def verdict_table(metrics: Metrics) -> str:
         for scorer in scorers:
             key = (setting["name"], scorer["spec"])
             gain, said = gains[key], verdicts[key]
-            detail = f"[{number(gain['low'], signed=True)}, {number(gain['high'], signed=True)}] {said['verdict']}"
+            bounds = f"[{number(gain['low'], signed=True)}, {number(gain['high'], signed=True)}]"
+            detail = f"{bounds}\n{said['verdict']}{_beyond(said)}"
             row.append(Cell(number(gain["mean"], signed=True), detail, gain["mean"], _MARKS.get(said["verdict"], "")))
         rows.append(row)
     return table("Gain over the base, and verdict", ["Setting", *map(_title, scorers)], rows, name="verdict-table")
+
+
+def _beyond(said: Mapping[str, Any]) -> str:
+    return " (no control reaches its KL)" if "no control goes as far" in said["why"] else ""
 
 
 def setting_cell(setting: Mapping[str, Any]) -> Cell:

@@ -118,7 +118,8 @@ def verdict(rows: Mapping[str, Mapping[str, Any]], *, dependent: bool) -> tuple[
         if row["difference"]["low"] <= 0:
             return NO_BETTER, f"{shown(row['difference'])} against {words[role]}"
     least = min(controls.items(), key=lambda item: item[1]["difference"]["mean"])
-    return BETTER, f"{shown(least[1]['difference'])} against {words[least[0]]}, {shown(to_base)} against the base"
+    far = "" if rows.get("equal_kl", {}).get("reached", True) else "; no control goes as far as its KL"
+    return BETTER, f"{shown(least[1]['difference'])} against {words[least[0]]}, {shown(to_base)} against the base{far}"
 
 
 def shown(value: Mapping[str, float]) -> str:
