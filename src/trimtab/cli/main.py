@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import chat, data, export, fit, generate, harness, judge, rank, score, serve, train
+from trimtab.cli import chat, data, evaluate, export, fit, generate, harness, judge, rank, score, serve, train
 from trimtab.cli.console import note
 from trimtab.cli.demo import demo
 from trimtab.cli.info import info
@@ -28,6 +28,7 @@ app.command("demo")(demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train_command)
 app.command("rank")(rank.rank_command)
+app.command("evaluate")(evaluate.command)
 app.command("fit")(fit.fit_command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)

@@ -27,12 +27,13 @@ def command_from(
     A flag that is not given is absent, so that a value from ``--config`` stands; the model's own default is shown.
 
     Args:
-        model: a pydantic model; each field's ``description`` is its help, ``json_schema_extra["panel"]`` its group.
+        model: a pydantic model; each field's ``description`` is its help, ``json_schema_extra["panel"]`` its group. A
+            field with ``json_schema_extra["flag"]`` false is in the file only.
         run: called as ``run(given, **extra)`` with ``given`` the flags that were set.
         extra: further parameters that are not configuration (such as ``--json``).
     """
     extra = extra or []
-    parameters = [_parameter(name, info) for name, info in model.model_fields.items()]
+    parameters = [_parameter(name, info) for name, info in model.model_fields.items() if _has_flag(info)]
 
     def command(**values: Any) -> None:
         others = {p.name: values.pop(p.name) for p in extra}
@@ -63,6 +64,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"The config {file} must be a mapping of option names to values.")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _has_flag(info: FieldInfo) -> bool:
+    return not isinstance(info.json_schema_extra, dict) or info.json_schema_extra.get("flag") is not False
 
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:

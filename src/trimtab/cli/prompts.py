@@ -1,4 +1,4 @@
-"""Prompts for a command: one from a flag, or many from a JSON-lines file, checked before a model is loaded."""
+"""Prompts for a command: one from a flag, or many from a file, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class PromptRow:
 
 
 def read_prompts(path: Path, *, raw: bool = False, system: str | None = None) -> list[PromptRow]:
-    """Read the prompts of a ``.jsonl`` or ``.jsonl.gz`` file whose rows have ``prompt`` (text or turns), maybe ``id``.
+    """Read the prompts of a file.
+
+    ``.jsonl``: one object a line with ``prompt`` (text or turns) and maybe ``id``. ``.json``: a list of such objects or
+    of texts. ``.txt``: one prompt a line. Each also with ``.gz``.
 
     Args:
         path: the file.
@@ -32,7 +35,7 @@ def read_prompts(path: Path, *, raw: bool = False, system: str | None = None) ->
     Raises:
         DataError: the file is missing, empty or damaged, or a row is not a prompt; the line is named.
     """
-    rows = [_row(path, number, line, raw, system) for number, line in _lines(path)]
+    rows = [_row(path, number, value, raw, system) for number, value in _values(path)]
     if not rows:
         raise DataError(f"{path} holds no prompts: give one JSON object a line, with a 'prompt'.")
     return rows
@@ -77,14 +80,35 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({reason}): give a .jsonl or .jsonl.gz file.") from error
+        raise DataError(
+            f"{path} cannot be read ({reason}): give a .jsonl, .json or .txt file, or one of these with .gz."
+        ) from error
 
 
-def _row(path: Path, number: int, line: str, raw: bool, system: str | None) -> PromptRow:
+def _values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Return (line or place, row) of a file in any of its forms."""
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind == ".txt":
+        yield from ((number, {"prompt": line.strip()}) for number, line in _lines(path))
+        return
+    if kind != ".json":
+        yield from ((number, _json(line, f"{path}:{number}")) for number, line in _lines(path))
+        return
+    rows = _json("".join(line for _, line in _lines(path)) or "[]", str(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path} is not a list of prompts: give [...] or one JSON object a line in a .jsonl file.")
+    for number, row in enumerate(cast("list[Any]", rows), 1):
+        yield number, {"prompt": row} if isinstance(row, str) else row
+
+
+def _json(text: str, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}:{number} is not JSON ({error}).") from error
+        raise DataError(f"{where} is not JSON ({error}).") from error
+
+
+def _row(path: Path, number: int, row: Any, raw: bool, system: str | None) -> PromptRow:
     if not isinstance(row, dict) or "prompt" not in row:
         raise DataError(f"{path}:{number} is not an object with a 'prompt'.")
     content = cast("dict[str, Any]", row)

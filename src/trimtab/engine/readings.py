@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Reading(Request):
         combined: log-probabilities of the guided distribution.
         watch: what is noted of each token beside; ``None``: nothing.
         noted: what was noted and nobody has taken yet.
+        observer: called with the base's logits and z', both (T, V), of each piece that is scored; ``None``: nobody.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Reading(Request):
         self.combined: list[float] = []
         self.watch = watch
         self.noted: list[TokenScores] = []
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.answer = list(answer)
         self._core, self._pulls = core, pulls
         self._at = 0  # tokens scored
@@ -104,6 +106,8 @@ class Reading(Request):
         except NumericalError as error:
             self.error = error
             return
+        if self.observer is not None:
+            self.observer(logits[BASE], z)
         self.base += taken(log_probabilities(logits[BASE]), answer)
         self.combined += taken(log_probabilities(z), answer)
         for stream in guides:

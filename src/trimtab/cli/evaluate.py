@@ -1,0 +1,231 @@
+"""``trimtab evaluate``: settings compared on the same prompts, with controls, and a report."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import Field
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trimtab.cli.console import note, out, print_json, progress_console
+from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.prompts import read_prompts
+from trimtab.cli.steering import SteeringOptions, load_engine, parse_weights
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.evaluation.sweeps.config import SweepConfig
+
+if TYPE_CHECKING:
+    from trimtab.evaluation.sweeps.run import Result, Run
+    from trimtab.evaluation.sweeps.settings import Setting
+
+
+class EvaluateOptions(SweepConfig, SteeringOptions):
+    """Options of ``trimtab evaluate``; the file for --config has the same keys."""
+
+    prompts: Path | None = Field(
+        None, description="Prompts as .jsonl ('prompt': text or turns, 'id'), .json or .txt; also with .gz."
+    )
+    limit: int | None = Field(None, ge=1, description="Use only the first N prompts.")
+    raw: bool = Field(False, description="Take text prompts as plain text to continue, not as a user turn.")
+    output_dir: Path | None = Field(
+        None, description="Folder of the run. Answers that are in it are used again, so a run that was cut off goes on."
+    )
+
+
+def _flag(name: str, declaration: str, text: str, short: str | None = None) -> inspect.Parameter:
+    names = [declaration, short] if short else [declaration]
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option(*names, help=text)],
+    )
+
+
+_EXTRA = [
+    inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Path | None, typer.Option("--config", "-c", help="YAML file of options and methods; flags win.")
+        ],
+    ),
+    _flag("as_json", "--json", "Print metrics.json to stdout."),
+    _flag(
+        "dry_run", "--dry-run", "Print the plan, how many answers are missing and how long they take; write nothing."
+    ),
+    _flag("list_scorers", "--list-scorers", "List the scorers."),
+]
+
+
+def run(given: dict[str, Any], config: Path | None, as_json: bool, dry_run: bool, list_scorers: bool) -> None:
+    """Compare settings on the same prompts: base, guidance at several strengths or preferences, other methods.
+
+    Writes a folder with every answer, every number, plots and one report.html. Controls stand beside every gain: the
+    untrained guide, the base at the temperature of equal KL, answers of like length. A run that was cut off goes on
+    where it was; other scorers or settings only add what is missing.
+    """
+    if list_scorers:
+        _list_scorers(as_json)
+        return
+    options = resolve_config(EvaluateOptions, given, config)
+    if options.prompts is None or (options.output_dir is None and not dry_run):
+        missing = "--prompts FILE" if options.prompts is None else "--output-dir FOLDER"
+        raise ConfigError(f"Give {missing}, or the same key in --config.")
+    # Everything that can be wrong is looked at before a model is loaded.
+    rows = read_prompts(options.prompts, raw=options.raw)[: options.limit]
+    if options.raw and options.system is not None:
+        raise ConfigError("--system needs a chat, but --raw makes the prompts plain text: leave one of them out.")
+    _check_output(options)
+    settings = _settings(options)
+    prepared = _prepare(options, rows, settings)
+    with prepared.engine:
+        if dry_run:
+            _show_plan(prepared, options, as_json)
+            return
+        result = _carry_out(prepared, options)
+    if as_json:
+        print_json(result.metrics)
+    else:
+        from trimtab.cli.evaluate_table import show
+
+        show(result.metrics, options.output_dir or Path())
+
+
+command = command_from(EvaluateOptions, run, extra=_EXTRA)
+
+
+def _check_output(options: EvaluateOptions) -> None:
+    if options.output_dir is None:
+        return
+    from trimtab.evaluation.sweeps.store import check_folder
+
+    check_folder(options.output_dir)
+
+
+def _settings(options: EvaluateOptions) -> list[Setting]:
+    """Return the settings, from what the guides' folders say; nothing is loaded yet."""
+    from trimtab.evaluation.sweeps.settings import expand
+    from trimtab.evaluation.sweeps.stand_in import stand_ins
+
+    return expand(
+        options,
+        stand_ins(options.guide),
+        weights=parse_weights(options.weights),
+        strength=options.strength,
+        system=options.system,
+    )
+
+
+def _prepare(options: EvaluateOptions, rows: Sequence[Any], settings: Sequence[Setting]) -> Run:
+    from trimtab.cli.quiet import quiet_libraries
+    from trimtab.evaluation.sweeps.generation import Prompt
+    from trimtab.evaluation.sweeps.run import prepare
+
+    engine = load_engine(options)
+    prompts = [Prompt(row.id, row.prompt) for row in rows]
+    with quiet_libraries():
+        return prepare(engine, prompts, settings, options, device=options.device)
+
+
+def _carry_out(prepared: Run, options: EvaluateOptions) -> Result:
+    from trimtab.cli.quiet import quiet_libraries
+    from trimtab.evaluation.sweeps import store
+    from trimtab.evaluation.sweeps.output import write_outputs
+    from trimtab.evaluation.sweeps.run import carry_out
+
+    with quiet_libraries(), store.RunFolder(options.output_dir or Path()) as folder, _bar() as bar:
+        try:
+            result = carry_out(prepared, folder, command=_command(), progress=bar)
+        except (KeyboardInterrupt, TrimtabError):
+            note(f"What was written so far is in {folder.path}: the same command goes on from there.")
+            raise
+        folder.write(store.CONFIG, _to_yaml(options))
+        write_outputs(folder, result, shown_prompts=options.shown_prompts)
+    return result
+
+
+def _command() -> str:
+    return shlex.join(["trimtab", *sys.argv[1:]])
+
+
+def _to_yaml(options: EvaluateOptions) -> str:
+    import yaml
+
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def _bar() -> Generator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not progress_console.is_terminal
+    with Progress(*columns, console=progress_console, transient=True, disable=hidden) as bar:
+        tasks: dict[tuple[str, int], Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if (what, total) not in tasks:
+                tasks[what, total] = bar.add_task(what, total=total)
+            bar.update(tasks[what, total], completed=done)
+
+        yield tell
+
+
+def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool) -> None:
+    from trimtab.evaluation.sweeps import store
+    from trimtab.evaluation.sweeps.run import estimate_seconds, plan_jobs
+
+    jobs = plan_jobs(prepared)
+    keys = {job.key for job in jobs}
+    known = set(store.known_keys(options.output_dir)) if options.output_dir else set[str]()
+    pending = sum(s.kind == "guided" or s.kind == "method" for s in prepared.settings if s.weights)
+    later = min(pending, 6) * len(prepared.prompts) * options.n if options.controls and options.temperature > 0 else 0
+    seconds = estimate_seconds(prepared) * (len(keys - known) + later)
+    scorers = [column.spec for column in prepared.columns]
+    if as_json:
+        print_json(
+            {
+                "settings": [setting.to_dict() for setting in prepared.settings],
+                "prompts": len(prepared.prompts),
+                "answers": len(keys),
+                "answers_missing": len(keys - known),
+                "answers_of_equal_kl_controls": later,
+                "seconds_at_most": round(seconds, 1),
+                "scorers": scorers,
+            }
+        )
+        return
+    for setting in prepared.settings:
+        out.print(f"  {setting.kind:<10} {setting.label}", markup=False)
+    out.print(
+        f"{len(prepared.prompts)} prompts × {options.n} samples: {len(keys)} answers, {len(keys - known)} to write; up "
+        f"to {later} more for controls of equal KL, whose temperatures follow from these. About {seconds:.0f} s if no "
+        f"answer ends early. Scorers: {', '.join(scorers)}.",
+        markup=False,
+    )
+
+
+def _list_scorers(as_json: bool) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from trimtab.evaluation.scorers.registry import known_scorers
+
+    known = known_scorers()
+    if as_json:
+        print_json([{"usage": item.usage, **item.about.to_dict()} for item in known])
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("scorer", "what it measures (higher is better)", "range", "licence"):
+        table.add_column(name, overflow="fold")
+    for item in known:
+        about = item.about
+        table.add_row(item.usage, about.measures, f"{about.low:g} to {about.high:g} {about.unit}", about.licence)
+    out.print(table)
