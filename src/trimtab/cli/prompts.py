@@ -48,9 +48,9 @@ def read_answered(path: Path, *, raw: bool = False, system: str | None = None) -
         DataError: as there, or a row has no ``response`` text.
     """
     found: list[tuple[PromptRow, str]] = []
-    for number, line in _lines(path):
-        prompt = _row(path, number, line, raw, system)
-        response = json.loads(line).get("response")
+    for number, value in _values(path):
+        prompt = _row(path, number, value, raw, system)
+        response = value.get("response")
         if not isinstance(response, str) or not response:
             raise DataError(f"{path}:{number} has no 'response', the text to score.")
         found.append((prompt, response))
