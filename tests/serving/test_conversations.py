@@ -1,4 +1,4 @@
-"""The conversations of the pages: the command that a page types serves, and its Python talks to it, as they stand there."""
+"""The conversations of the pages: the command that a page types serves, and its Python talks to it, as they stand."""
 
 from __future__ import annotations
 
