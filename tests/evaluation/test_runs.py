@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import yaml
 from filelock import FileLock
 
+import tiny
 import tiny_guides
 from engine.blends import save_conditioned
 from evaluation.sweep_runs import evaluate, read_lines, write_prompts
@@ -142,6 +144,33 @@ def test_the_sharpened_base_is_the_untrained_guide(llama_folder, tmp_path):
             guided = engine.generate("hi", guidance={"zero": 1.0}, temperature=1.0, max_tokens=6, seed=seed)
             sharp = engine.generate("hi", guidance={"zero": 0.0}, temperature=0.5, max_tokens=6, seed=seed)
             assert guided[0].token_ids == sharp[0].token_ids
+
+
+def test_an_untrained_guide_on_a_smaller_model_is_that_model(capsys, llama_folder, guide, tmp_path):
+    """Its control draws from softmax(z_big + w·z_small), the small model bare; computed here by transformers alone."""
+    large = tiny.save_base(
+        tmp_path / "large", tiny.make_llama(vocab_size=320, hidden=48, seed=3), tiny.make_tokenizer()
+    )
+    code, _, err = evaluate(
+        capsys, "--base", large, "--guide", guide, "--dtype", "float32", "--kernels", "torch", "--max-tokens", 6,
+        "--prompts", write_prompts(tmp_path), "--scorers", "length", "--weights", "polite=2",
+        "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, err
+    samples = read_lines(tmp_path / "run" / "samples.jsonl")
+    control = next(s for s in samples if s["setting"].startswith("untrained"))
+    logits = []
+    for folder in (large, llama_folder):
+        base = load_base(str(folder), dtype="float32")
+        ids = encode_prompt(base.tokenizer, control["prompt"])
+        with torch.no_grad():
+            found = base.model(torch.tensor([[*ids, *control["token_ids"]]])).logits[0, len(ids) - 1 : -1]
+        logits.append(found.log_softmax(-1))
+    z = (logits[0] + 2 * logits[1]).log_softmax(-1)
+    index = torch.tensor(control["token_ids"]).unsqueeze(-1)
+    assert control["diagnostics"]["guided_logprob"] == pytest.approx(float(z.gather(-1, index).sum()), abs=1e-3)
+    kl = (z.exp() * (z - logits[0])).sum(-1).mean()
+    assert control["diagnostics"]["kl"] == pytest.approx(float(kl), abs=1e-3)
 
 
 def test_a_killed_run_goes_on(capsys, options, run, written):
@@ -281,8 +310,6 @@ def test_a_bad_config_is_one_line(capsys, options, tmp_path, content, message):
     (tmp_path / "c.yaml").write_text(content)
     code, _, err = evaluate(capsys, *options, "--output-dir", tmp_path / "run", "--config", tmp_path / "c.yaml")
     assert code == 1
-    import re
-
     assert re.search(message, err), err
 
 
