@@ -91,3 +91,13 @@ def main_ok(arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 0
+
+
+def test_a_scalar_reward_model_is_shown_as_a_judge(flags, tmp_path, capsys):
+    main_ok([*flags, "--method", "scalar", "--labelled-by", "people"])
+    shown = capsys.readouterr()
+    assert "The reward model for 'polite' is in" in shown.out
+    assert "Of 6 held-out pairs it ranks" in shown.out
+    assert "length alone" in shown.out
+    assert f"--scorers reward:{tmp_path / 'out'}" in shown.out.replace("\n", "")
+    assert "generate" not in shown.out

@@ -19,7 +19,7 @@ from trimtab.engine.results import TokenScores
 from trimtab.errors import DataError
 from trimtab.evaluation.attribution import Attribution, attribute
 from trimtab.models import load_base
-from trimtab.rewards.artifact import Objective
+from trimtab.rewards.artifact import Objective, save_guide
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def guides(llama_folder, tmp_path_factory):
     tiny_guides.save_lora_guide(root / "manners", base)
     save_conditioned(base, root / "values", "moslora-text", k=2)
     both = {"objectives": (Objective(name="kind"), Objective(name="terse"))}
-    tiny_guides.save_lora_guide(root / "mixture", base, manifest=both, seed=4)
+    manifest = tiny_guides.manifest_for(base).model_copy(update=both)
+    save_guide(root / "mixture", tiny_guides.random_lora(base.model, seed=4), manifest)
     return [root / "manners", root / "values", root / "mixture"]
 
 
@@ -60,7 +61,9 @@ def test_log_ratios_are_the_engines_scores(engine):
     (found,) = attribute(engine, [(CHAT, "Well,\nthank you ☃")], guidance=WEIGHTS, top=3)
     score = engine.score(CHAT, "Well,\nthank you ☃", guidance=WEIGHTS, by_objective=True)
     assert [one.token_id for one in found.scores] == score.token_ids
-    assert list(found.tokens) == score.tokens
+    whole = [(ours, text) for ours, text in zip(found.tokens, score.tokens, strict=True) if "\ufffd" not in text]
+    assert [ours for ours, _ in whole] == [text for _, text in whole]
+    assert "bytes:\\xe2" in "".join(found.tokens)  # one of the three bytes of the snowman
     assert [one.base_log_prob for one in found.scores] == pytest.approx(score.base, abs=1e-5)
     assert [one.log_prob for one in found.scores] == pytest.approx(score.combined, abs=1e-5)
     expected = {
@@ -138,7 +141,7 @@ def test_without_colours_there_are_numbers(capsys, llama_folder, guides):
     assert all(re.fullmatch(r"[+-]\d+\.\d{3}", line[-1]) for line in lines)
     assert len(lines) >= 4
     code, out, _ = _run(capsys, *arguments, "--top", 2)
-    assert "likeliest before" in out
+    assert "before" in out
 
 
 def test_a_plain_base_has_log_probabilities_alone(capsys, llama_folder):

@@ -132,6 +132,8 @@ def test_answers_are_the_engines(guided):
     one, two = guided.generate_until(_requests(("Hi", drawn), ("Hi", drawn)), disable_tqdm=True)
     assert one != two
     assert [one, two] == guided.generate_until(_requests(("Hi", drawn), ("Hi", drawn)), disable_tqdm=True)
+    sampling = guided._sampling({"until": ["<|im_start|>", "e"], "do_sample": False})
+    assert (sampling.stop, sampling.stop_token_ids, sampling.max_tokens) == (("e",), (1,), 256)
     with pytest.raises(ConfigError, match="length_penalty"):
         guided.generate_until(_requests(("Hi", {"length_penalty": 2.0})), disable_tqdm=True)
     with pytest.raises(ConfigError, match="max_gen_toks is 512, but base and guides read 512 tokens"):
@@ -176,6 +178,7 @@ def test_our_own_verb_is_lm_evals_program(monkeypatch, capsys):
         seen["argv"] = list(sys.argv)
 
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", evaluate)
+    monkeypatch.setenv("TRIMTAB_DEBUG", "")  # --debug sets it: what it was comes back
 
     def run(*arguments):
         with pytest.raises(SystemExit) as leave:

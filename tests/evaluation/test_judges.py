@@ -102,6 +102,20 @@ def test_by_hand():
     assert (empty.win_rate, empty.consistency, empty.shown_first, empty.unjudged) == (None, None, None, 1)
 
 
+def test_the_win_rate_at_equal_length():
+    """Wins that length alone explains vanish at equal length; with few pairs nothing is said."""
+    lengths = [(20 + d, 20) for d in (-8, -4, -2, 2, 4, 8)] * 10
+    pairs = [JudgedPair(str(i), (float(a > b),) * 2, (a, b)) for i, (a, b) in enumerate(lengths)]
+    report = JudgeReport.of("j", pairs)
+    assert report.length_controlled == pytest.approx(0.5, abs=1e-6)
+    assert report.length_controlled_interval[0] < 0.5 < report.length_controlled_interval[1]
+    longer = [pair for pair in pairs if pair.words[0] > pair.words[1]] * 2
+    ours = [JudgedPair(str(i), (float(i % 10 != 0),) * 2, pair.words) for i, pair in enumerate(longer)]
+    report = JudgeReport.of("j", ours)
+    assert 0.5 < report.length_controlled < report.win_rate
+    assert JudgeReport.of("j", pairs[:19]).length_controlled is None
+
+
 @pytest.mark.parametrize(
     ("reply", "verdict"),
     [

@@ -6,7 +6,7 @@ import pytest
 
 from serving.talk import MESSAGES
 from trimtab.models import encode_prompt
-from trimtab.serving.api.token_text import TokenTexts
+from trimtab.models.token_text import TokenTexts
 
 TEXT = "the quick ☃ bröwn <|im_end|>"
 

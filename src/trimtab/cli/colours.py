@@ -86,7 +86,7 @@ def _numbers(found: Attribution, rows: dict[str, list[float]]) -> Table:
     for name in ("guided", "kl", *rows):
         table.add_column(Text(name), justify="right", overflow="fold")
     top = any(score.top for score in found.scores)
-    for name in ("likeliest before", "likeliest after") if top else ():
+    for name in ("top before", "top after") if top else ():
         table.add_column(name, overflow="fold")
     for i, (token, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         cells = [str(i), Text(_visible(token)), _number(score.base_log_prob), _number(score.log_prob)]
@@ -129,5 +129,6 @@ def _number(value: float | None, *, sign: bool = False) -> str:
 
 def _visible(token: str) -> str:
     """Return a token with what a terminal would act on made visible."""
+    token = token.removeprefix("bytes:") if token.startswith("bytes:\\x") else token
     shown = token.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
     return "".join(char if char.isprintable() or char == "⏎" else "�" for char in shown)

@@ -114,7 +114,7 @@ def show_report(report: JudgeReport, judged: list[JudgedPair]) -> None:
     table.add_column("", justify="right")
     table.add_row("wins / ties / losses of A", f"{report.wins} / {report.ties} / {report.losses}")
     table.add_row("win rate of A, ties half (95 % bootstrap)", _rate(report.win_rate, report.win_rate_interval))
-    table.add_row("win rate of A at equal length", _rate(report.length_controlled, None))
+    table.add_row("win rate of A at equal length", _rate(report.length_controlled, report.length_controlled_interval))
     table.add_row("mean preference for A", _rate(report.preference, None))
     table.add_row("orders that agree", _rate(report.consistency, None))
     table.add_row("verdicts for what is shown first", _rate(report.shown_first, report.shown_first_interval))

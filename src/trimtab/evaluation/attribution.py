@@ -13,6 +13,7 @@ from trimtab.engine.guidance import resolve
 from trimtab.engine.readings import Reading
 from trimtab.engine.results import TokenScores, Watch
 from trimtab.models import is_ids
+from trimtab.models.token_text import TokenTexts
 
 if TYPE_CHECKING:
     from trimtab.engine import Engine
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attribution:
-    """A text's tokens, with what each objective adds to or takes from each; log-probabilities in nats.
+    r"""A text's tokens, with what each objective adds to or takes from each; log-probabilities in nats.
 
     Attributes:
         prompt: what the text answers.
         response: the text; ``None`` if it was given as token ids.
-        tokens: text of each of the T tokens.
+        tokens: text of each of the T tokens; of one that is not whole characters its bytes, as ``bytes:\xe2``.
         scores: what was noted of each.
         names: token id → its text, of every token that is named as an alternative.
         weights: guide name → w as applied, strength included.
@@ -134,7 +135,7 @@ def attribute(
     for done, _ in enumerate(read_each(engine, readings, max_batch_size=max_batch_size), start=1):
         if progress:
             progress(done, len(readings))
-    tokenizer = engine.base.tokenizer
+    names = TokenTexts(engine.base.tokenizer)
     found: list[Attribution] = []
     for (prompt, answer), reading in zip(texts, readings, strict=True):
         scores = list(reading.noted)
@@ -143,9 +144,9 @@ def attribute(
             Attribution(
                 prompt,
                 None if is_ids(answer) else cast("Text", answer),
-                [str(tokenizer.decode([score.token_id])) for score in scores],
+                [names.text(score.token_id) for score in scores],
                 scores,
-                {token: str(tokenizer.decode([token])) for token in named},
+                {token: names.text(token) for token in named},
                 mixed=mixed,
                 **said,
             )

@@ -102,6 +102,9 @@ class TrimtabLM(TemplateLM):
         )
         self._pulls = resolve(self.guidance, list(self.engine.guides.values()))
         self.tokenizer = self.engine.base.tokenizer
+        self._specials = {
+            str(text): int(self.tokenizer.convert_tokens_to_ids(text)) for text in self.tokenizer.all_special_tokens
+        }
         self._batch = _batch_size(batch_size, max_batch_size)
         self._bos, self._seed, self.max_gen_toks = add_bos_token, int(seed), int(max_gen_toks)
         # A window of lm-eval's is max_length tokens and the one that they foretell, which the engine counts too.
@@ -249,7 +252,16 @@ class TrimtabLM(TemplateLM):
         refuse_unknown(given, _SAMPLING, what="generation argument", source="the task")
         if not sample:
             given = {name: value for name, value in given.items() if name == "repetition_penalty"}
-        changes = {"seed": self._seed, **given, "max_tokens": int(most), "stop": [str(stop) for stop in stops if stop]}
+        texts = [str(stop) for stop in stops if stop]
+        # An answer's text shows no special tokens, so what stops at one is its id.
+        special = [self._specials[text] for text in texts if text in self._specials]
+        changes = {
+            "seed": self._seed,
+            **given,
+            "max_tokens": int(most),
+            "stop": [text for text in texts if text not in self._specials],
+            "stop_token_ids": special,
+        }
         return make_sampling({"temperature": 1.0 if sample else 0.0, **changes})
 
     def get_model_info(self) -> dict[str, Any]:

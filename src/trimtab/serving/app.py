@@ -9,10 +9,10 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from trimtab._version import __version__
+from trimtab.models.token_text import TokenTexts
 from trimtab.serving import operations, playground
 from trimtab.serving.api import chat, completions, generations, models, tokens
 from trimtab.serving.api.names import served_name
-from trimtab.serving.api.token_text import TokenTexts
 from trimtab.serving.auth import Keys, open_to_everyone, require_key
 from trimtab.serving.errors import handle_errors
 from trimtab.serving.frame import Frame

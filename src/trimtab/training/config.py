@@ -87,7 +87,9 @@ class TrainConfig(BaseModel):
         "Model", None, "uniarm: how it gets there: a matrix for each 'layer', or after a 'shared' trunk."
     )
     gradient_checkpointing: bool = _field("Model", False, "Recompute activations in the backward pass: less memory.")
-    bf16: bool | None = _field("Model", None, "Compute in bfloat16 (default: where the hardware multiplies it fast).")
+    bf16: bool | None = _field(
+        "Model", None, "Compute in bfloat16 (default: where the hardware multiplies it fast; not for scalar)."
+    )
     share_prompt: bool = _field("Model", True, "Encode a pair's common beginning once, where that is exact.")
 
     # loss

@@ -116,6 +116,8 @@ def uses_bfloat16(config: TrainConfig) -> bool:
     """Return whether to compute in bfloat16: as asked, else where the hardware multiplies it fast."""
     if any(config.trainer.get(key) for key in ("bf16", "fp16")):
         return False
+    if config.bf16 is None and config.method == "scalar":
+        return False  # a margin is a small difference of two like rewards, and bfloat16 has three digits
     return resolve_dtype("auto") is torch.bfloat16 if config.bf16 is None else config.bf16
 
 

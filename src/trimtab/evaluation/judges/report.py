@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from trimtab.evaluation.comparing import length_controlled
 from trimtab.evaluation.scorers.common import bootstrap_interval
 
+FEWEST = 20
+"""Judged pairs below which nothing is said of what length explains."""
 Outcome = Literal["win", "tie", "lose"]
 
 
@@ -63,7 +66,9 @@ class JudgeReport:
         unjudged: pairs without a verdict in one of the orders; they are in no rate.
         equal: pairs with the same answer twice: ties that nobody was asked about.
         win_rate: (wins + ties / 2) / judged pairs, with its 95 % bootstrap interval over pairs.
-        length_controlled: the win rate at equal length, where there are enough pairs to say.
+        length_controlled: the win rate at equal length, by a logistic fit on the difference in words; ``None`` below
+            20 judged pairs.
+        length_controlled_interval: its 95 % bootstrap interval.
         preference: mean preference for the first system over both orders, 0 to 1.
         consistency: share of asked pairs whose orders gave the same verdict.
         shown_first: share of decided verdicts for the answer that was shown first (0.5 is no bias), with its interval.
@@ -79,6 +84,7 @@ class JudgeReport:
     win_rate: float | None
     win_rate_interval: tuple[float, float] | None
     length_controlled: float | None
+    length_controlled_interval: tuple[float, float] | None
     preference: float | None
     consistency: float | None
     shown_first: float | None
@@ -106,6 +112,8 @@ class JudgeReport:
         first = [float(p > 0.5) for one, two in both for p in (one, 1 - two) if p != 0.5]
         certain = [pair for pair in asked if pair.outcome is not None]
         count = len(every) or 1
+        differences = [pair.words[0] - pair.words[1] for pair in judged]
+        controlled = length_controlled(points, differences).rate if len(points) >= FEWEST else None
         return cls(
             judge=judge,
             wins=sum(pair.outcome == "win" for pair in every),
@@ -115,7 +123,8 @@ class JudgeReport:
             equal=len(equal),
             win_rate=_mean(points),
             win_rate_interval=bootstrap_interval(points) if points else None,
-            length_controlled=_length_controlled(points, judged),
+            length_controlled=controlled.value if controlled else None,
+            length_controlled_interval=(controlled.low, controlled.high) if controlled else None,
             preference=_mean([(one + two) / 2 for one, two in both]),
             consistency=_mean([float(pair.consistent) for pair in certain]),
             shown_first=_mean(first),
@@ -130,8 +139,3 @@ def _side(preference: float) -> int:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _length_controlled(points: Sequence[float], judged: Sequence[JudgedPair]) -> float | None:
-    del points, judged
-    return None

@@ -12,7 +12,7 @@ from trimtab.errors import ConfigError, PromptTooLongError
 from trimtab.evaluation.suites.common import Conversation, Question
 
 if TYPE_CHECKING:
-    from trimtab.engine import Engine
+    from trimtab.engine import Engine, Generation
     from trimtab.engine.guidance import GuidanceLike
     from trimtab.models import Message
 
@@ -84,15 +84,20 @@ def answer_suite(
         options: dict[str, Any] = {"max_batch_size": max_batch_size, "progress": report}
         prompts = [chat.messages for chat in fitting]
         answers = engine.generate(prompts, guidance=guidance, sampling=samplings, **options) if fitting else []
-        written = {id(chat): answer for chat, answer in zip(fitting, answers, strict=True)}
-        for chat in going:
-            answer = written.get(id(chat))
-            chat.turns.append(answer.text.strip() if answer else "")
-            chat.reasons.append(answer.finish_reason if answer else NO_ROOM)
-            chat.messages.append({"role": "assistant", "content": chat.turns[-1]})
+        _say(going, fitting, answers)
         done += len(going)
     made = [Conversation(tuple(chat.turns), tuple(chat.reasons)) for chat in chats]
     return [made[i : i + chosen.n] for i in range(0, len(made), chosen.n)]
+
+
+def _say(going: Sequence[_Chat], fitting: Sequence[_Chat], answers: Sequence[Generation]) -> None:
+    """Add the answers of one turn to their conversations."""
+    written = {id(chat): answer for chat, answer in zip(fitting, answers, strict=True)}
+    for chat in going:
+        answer = written.get(id(chat))
+        chat.turns.append(answer.text.strip() if answer else "")
+        chat.reasons.append(answer.finish_reason if answer else NO_ROOM)
+        chat.messages.append({"role": "assistant", "content": chat.turns[-1]})
 
 
 def _fits(engine: Engine, chat: _Chat, guidance: GuidanceLike) -> bool:

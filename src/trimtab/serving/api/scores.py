@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.engine.results import TokenScores
-from trimtab.serving.api.token_text import Offsets, TokenTexts
+from trimtab.models.token_text import Offsets, TokenTexts
 
 _LEAST = -9999.0  # what OpenAI writes for a token that cannot be; JSON has no −∞
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Request
 
 from trimtab.models import Text, encode_prompt
 from trimtab.models.chat import render_prompt
+from trimtab.models.token_text import TokenTexts
 from trimtab.serving.api.body import body_of, described
 from trimtab.serving.api.drawing import gateway_of
 from trimtab.serving.api.names import find_model
 from trimtab.serving.api.schema.requests import DetokenizeRequest, TokenizeRequest, turns_of
 from trimtab.serving.api.schema.responses import Detokenized, Tokenized, TokenizerInfo
-from trimtab.serving.api.token_text import TokenTexts
 from trimtab.serving.errors import ApiError
 
 router = APIRouter(tags=["tokens"])
