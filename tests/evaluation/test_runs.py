@@ -18,6 +18,8 @@ from engine.blends import save_conditioned
 from evaluation.sweep_runs import evaluate, read_lines, write_prompts
 from trimtab.engine import load
 from trimtab.evaluation.sweeps import generation
+from trimtab.evaluation.sweeps.controls import corrected_ladder, matching_temperature
+from trimtab.evaluation.sweeps.measuring import LADDER, kl_divergence, tempered_kl
 from trimtab.models import encode_prompt, load_base
 
 
@@ -328,3 +330,27 @@ def test_dry_run_and_list(capsys, options, tmp_path):
     code, out, _ = evaluate(capsys, "--list-scorers", "--json")
     assert code == 0
     assert "length" in {row["usage"].split("[")[0] for row in json.loads(out)}
+
+
+def test_kl_to_a_sharper_self_is_kl():
+    """The two ways to the same number, with a token that is impossible."""
+    z = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    z[:, 3] = -float("inf")
+    for share in (0.1, 0.5, 1.0, 2.0):
+        assert torch.allclose(tempered_kl(z, share), kl_divergence(z / share, z), atol=1e-5)
+    assert torch.equal(kl_divergence(z, z), torch.zeros(5, dtype=torch.float64))
+    by_hand = kl_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[np.log(3.0), 0.0]]))
+    assert float(by_hand[0]) == pytest.approx(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25))
+
+
+def test_the_temperature_of_a_kl_is_found():
+    """With KL(T) = (1/T − 1)/10 on the ladder, KL 0.2 is at T = 1/3; beyond the ladder the last rung stands in."""
+    ladder = [(1 / share - 1) / 10 for share in LADDER]
+    temperature, reached = matching_temperature(0.2, ladder, 1.0)
+    assert reached
+    assert temperature == pytest.approx(1 / 3, rel=0.03)
+    assert matching_temperature(99.0, ladder, 2.0) == (pytest.approx(2.0 * LADDER[0]), False)
+    assert matching_temperature(0.0, ladder, 1.0)[0] == pytest.approx(1.0, rel=0.01)
+    halved = corrected_ladder(ladder, {0.5: 0.05}, 1.0)
+    assert np.interp(np.log(0.5), np.log(LADDER), halved) == pytest.approx(0.05, rel=0.15)
+    assert halved[-1] == ladder[-1] == 0.0
