@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 import yaml
 from filelock import FileLock
 
+import tiny
 import tiny_guides
 from engine.blends import save_conditioned
 from evaluation.sweep_runs import evaluate, read_lines, write_prompts
 from trimtab.engine import load
 from trimtab.evaluation.sweeps import generation
+from trimtab.evaluation.sweeps.controls import corrected_ladder, matching_temperature
+from trimtab.evaluation.sweeps.measuring import LADDER, kl_divergence, tempered_kl
 from trimtab.models import encode_prompt, load_base
 
 
@@ -142,6 +146,33 @@ def test_the_sharpened_base_is_the_untrained_guide(llama_folder, tmp_path):
             guided = engine.generate("hi", guidance={"zero": 1.0}, temperature=1.0, max_tokens=6, seed=seed)
             sharp = engine.generate("hi", guidance={"zero": 0.0}, temperature=0.5, max_tokens=6, seed=seed)
             assert guided[0].token_ids == sharp[0].token_ids
+
+
+def test_an_untrained_guide_on_a_smaller_model_is_that_model(capsys, llama_folder, guide, tmp_path):
+    """Its control draws from softmax(z_big + w·z_small), the small model bare; computed here by transformers alone."""
+    large = tiny.save_base(
+        tmp_path / "large", tiny.make_llama(vocab_size=320, hidden=48, seed=3), tiny.make_tokenizer()
+    )
+    code, _, err = evaluate(
+        capsys, "--base", large, "--guide", guide, "--dtype", "float32", "--kernels", "torch", "--max-tokens", 6,
+        "--prompts", write_prompts(tmp_path), "--scorers", "length", "--weights", "polite=2",
+        "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, err
+    samples = read_lines(tmp_path / "run" / "samples.jsonl")
+    control = next(s for s in samples if s["setting"].startswith("untrained"))
+    logits = []
+    for folder in (large, llama_folder):
+        base = load_base(str(folder), dtype="float32")
+        ids = encode_prompt(base.tokenizer, control["prompt"])
+        with torch.no_grad():
+            found = base.model(torch.tensor([[*ids, *control["token_ids"]]])).logits[0, len(ids) - 1 : -1]
+        logits.append(found.log_softmax(-1))
+    z = (logits[0] + 2 * logits[1]).log_softmax(-1)
+    index = torch.tensor(control["token_ids"]).unsqueeze(-1)
+    assert control["diagnostics"]["guided_logprob"] == pytest.approx(float(z.gather(-1, index).sum()), abs=1e-3)
+    kl = (z.exp() * (z - logits[0])).sum(-1).mean()
+    assert control["diagnostics"]["kl"] == pytest.approx(float(kl), abs=1e-3)
 
 
 def test_a_killed_run_goes_on(capsys, options, run, written):
@@ -281,8 +312,6 @@ def test_a_bad_config_is_one_line(capsys, options, tmp_path, content, message):
     (tmp_path / "c.yaml").write_text(content)
     code, _, err = evaluate(capsys, *options, "--output-dir", tmp_path / "run", "--config", tmp_path / "c.yaml")
     assert code == 1
-    import re
-
     assert re.search(message, err), err
 
 
@@ -301,3 +330,27 @@ def test_dry_run_and_list(capsys, options, tmp_path):
     code, out, _ = evaluate(capsys, "--list-scorers", "--json")
     assert code == 0
     assert "length" in {row["usage"].split("[")[0] for row in json.loads(out)}
+
+
+def test_kl_to_a_sharper_self_is_kl():
+    """The two ways to the same number, with a token that is impossible."""
+    z = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    z[:, 3] = -float("inf")
+    for share in (0.1, 0.5, 1.0, 2.0):
+        assert torch.allclose(tempered_kl(z, share), kl_divergence(z / share, z), atol=1e-5)
+    assert torch.equal(kl_divergence(z, z), torch.zeros(5, dtype=torch.float64))
+    by_hand = kl_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[np.log(3.0), 0.0]]))
+    assert float(by_hand[0]) == pytest.approx(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25))
+
+
+def test_the_temperature_of_a_kl_is_found():
+    """With KL(T) = (1/T − 1)/10 on the ladder, KL 0.2 is at T = 1/3; beyond the ladder the last rung stands in."""
+    ladder = [(1 / share - 1) / 10 for share in LADDER]
+    temperature, reached = matching_temperature(0.2, ladder, 1.0)
+    assert reached
+    assert temperature == pytest.approx(1 / 3, rel=0.03)
+    assert matching_temperature(99.0, ladder, 2.0) == (pytest.approx(2.0 * LADDER[0]), False)
+    assert matching_temperature(0.0, ladder, 1.0)[0] == pytest.approx(1.0, rel=0.01)
+    halved = corrected_ladder(ladder, {0.5: 0.05}, 1.0)
+    assert np.interp(np.log(0.5), np.log(LADDER), halved) == pytest.approx(0.05, rel=0.15)
+    assert halved[-1] == ladder[-1] == 0.0

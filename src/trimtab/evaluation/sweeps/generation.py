@@ -14,7 +14,7 @@ from trimtab.engine.answers import Answer
 from trimtab.engine.guidance import resolve
 from trimtab.engine.readings import Reading
 from trimtab.engine.results import Watch
-from trimtab.evaluation.sweeps.measuring import Meter, diagnostics, token_notes
+from trimtab.evaluation.sweeps.measuring import Meter, noted_diagnostics, read_diagnostics, token_notes
 from trimtab.evaluation.sweeps.settings import Setting
 from trimtab.evaluation.sweeps.store import Record, RunFolder, content_key
 from trimtab.models import Text
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trimtab.engine import Engine
 
 KEY_VERSION = 1
-LADDER_ANSWERS = 32
+LADDER_ANSWERS = 16
 """Answers of the plain base whose distributions are looked at for the temperature that brings a KL."""
 
 _WATCH = Watch(top=1, base=True)
@@ -280,18 +280,23 @@ def _go_on(engine: Engine, item: _Going, base_temperature: float) -> bool:
 def _measure(engine: Engine, item: _Going, base_temperature: float) -> None:
     """Read an answer again, all its tokens in one forward."""
     job, ids = item.job, item.record["token_ids"]
-    watch = _WATCH_ALL if job.notes else _WATCH
-    item.meter = Meter(job.setting.temperature, base_temperature, ladder=job.ladder)
+    watch = _WATCH_ALL if job.notes else None
+    guided = bool(job.setting.weights)
+    item.meter = Meter(job.setting.temperature, base_temperature, guided=guided, ladder=job.ladder)
     item.reading = engine.reading(job.prompt, ids, guidance=job.setting.guidance, watch=watch)
     item.reading.observer = item.meter
     engine.parts[1].add(item.reading, tokens=len(ids))
 
 
 def _keep(engine: Engine, item: _Going, folder: RunFolder) -> None:
-    noted = list(item.request.noted)
+    noted, reading = list(item.request.noted), item.reading
+    if reading is not None and item.meter is not None:
+        found = read_diagnostics(item.meter, reading.base, reading.combined)
+    else:
+        found = noted_diagnostics(noted)
     if item.job.notes:
         folder.append_tokens({"key": item.job.key, **token_notes(engine.base.tokenizer, noted)})
-    record = {**item.record, **described(item.job), "diagnostics": diagnostics(noted, item.meter), "scores": {}}
+    record = {**item.record, **described(item.job), "diagnostics": found, "scores": {}}
     folder.append(record)
 
 

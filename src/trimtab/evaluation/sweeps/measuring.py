@@ -29,6 +29,23 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return terms.sum(-1, dtype=torch.float64).clamp_min(0)
 
 
+def tempered_kl(z: Tensor, share: float) -> Tensor:
+    """Return KL(softmax(z/s) ‖ softmax(z)) of each row, (T, V) → (T,), nats: a distribution beside a sharper self.
+
+    With λ = 1/s and A(λ) = log Σ exp(λz) it is (λ − 1)·E_λ[z] − A(λ) + A(1): half the passes over the vocabulary.
+
+    Args:
+        z: logits, float32.
+        share: s.
+    """
+    x = z - z.amax(-1, keepdim=True)
+    sharp = (x / share).exp_()
+    total = sharp.sum(-1)
+    # A token that is impossible has weight 0, and 0·(−inf) would be NaN.
+    mean = torch.linalg.vecdot(sharp, x.clamp_min(-1e30)) / total
+    return ((1 / share - 1) * mean - total.log() + x.exp_().sum(-1).log()).double().clamp_min(0)
+
+
 @dataclass
 class Meter:
     """Measures one answer while it is read; give it to the reading as its observer.
@@ -39,6 +56,7 @@ class Meter:
     Attributes:
         temperature: τ.
         base_temperature: τ₀.
+        guided: whether any guide pulls; if not, z' are the base's own logits.
         ladder: whether the base's KL at the temperatures of :data:`LADDER` is measured too.
         kl: of each token, nats.
         changed: of each token, whether base and guided distribution have another likeliest token.
@@ -47,6 +65,7 @@ class Meter:
 
     temperature: float
     base_temperature: float
+    guided: bool = True
     ladder: bool = False
     kl: list[float] = field(default_factory=list[float])
     changed: list[bool] = field(default_factory=list[bool])
@@ -56,37 +75,53 @@ class Meter:
         """Take the base's logits and z', both (T, V), of tokens that follow those seen before."""
         own, reference = self.temperature or 1.0, self.base_temperature or 1.0
         plain = base.to(torch.float32) / reference
-        self.kl += kl_divergence(z.to(torch.float32) / own, plain).tolist()
-        self.changed += (z.argmax(-1) != base.argmax(-1)).tolist()
+        if self.guided:
+            self.kl += kl_divergence(z.to(torch.float32) / own, plain).tolist()
+            self.changed += (z.argmax(-1) != base.argmax(-1)).tolist()
+        else:
+            same = own == reference
+            self.kl += [0.0] * len(base) if same else tempered_kl(plain, own / reference).tolist()
+            self.changed += [False] * len(base)
         if self.ladder:
             for i, share in enumerate(LADDER[:-1]):  # the last is the base itself
-                self.ladder_kl[i] += float(kl_divergence(plain / share, plain).sum())
+                self.ladder_kl[i] += float(tempered_kl(plain, share).sum())
 
 
-def diagnostics(noted: Sequence[TokenScores], meter: Meter | None = None) -> dict[str, Any]:
-    """Return what a sample's record says of its answer; means over its tokens, nats.
+def noted_diagnostics(noted: Sequence[TokenScores]) -> dict[str, Any]:
+    """Return what a sample's record says of an answer of which the engine noted each token, with the base."""
+    return _diagnostics(
+        [note.kl or 0.0 for note in noted],
+        [note.top[0][0] != note.base_top[0][0] for note in noted],
+        [note.base_log_prob or 0.0 for note in noted],
+        [note.log_prob for note in noted],
+    )
+
+
+def read_diagnostics(meter: Meter, base: Sequence[float], guided: Sequence[float]) -> dict[str, Any]:
+    """Return the same of an answer that was read again.
 
     Args:
-        noted: what the engine noted of each token, with the base.
-        meter: what measured it beside, where the temperatures are not 1.
-
-    Returns:
-        ``kl`` (exact, a token), ``top_changed`` (share), ``base_logprob`` and ``guided_logprob`` (of the whole answer,
-        at temperature 1), and of some plain answers of the base ``ladder_kl``.
+        meter: what watched.
+        base: log π_b of each token, nats.
+        guided: log-probability under the combination, nats.
     """
-    count = len(noted)
-    kl = meter.kl if meter else [note.kl or 0.0 for note in noted]
-    changed = meter.changed if meter else [note.top[0][0] != note.base_top[0][0] for note in noted]
-    found: dict[str, Any] = {
-        "kl": sum(kl) / count,
-        "kl_estimator": "exact",
-        "top_changed": sum(changed) / count,
-        "base_logprob": sum(note.base_log_prob or 0.0 for note in noted),
-        "guided_logprob": sum(note.log_prob for note in noted),
-    }
-    if meter is not None and meter.ladder:
-        found["ladder_kl"] = [value / count for value in meter.ladder_kl]
+    found = _diagnostics(meter.kl, meter.changed, base, guided)
+    if meter.ladder:
+        found["ladder_kl"] = [value / len(base) for value in meter.ladder_kl]
     return found
+
+
+def _diagnostics(
+    kl: Sequence[float], changed: Sequence[bool], base: Sequence[float], guided: Sequence[float]
+) -> dict[str, Any]:
+    """Return KL a token, the share of positions with another likeliest token, and log-probabilities of the answer."""
+    return {
+        "kl": sum(kl) / len(kl),
+        "kl_estimator": "exact",
+        "top_changed": sum(changed) / len(changed),
+        "base_logprob": sum(base),
+        "guided_logprob": sum(guided),
+    }
 
 
 def token_notes(tokenizer: Any, noted: Sequence[TokenScores]) -> dict[str, Any]:
