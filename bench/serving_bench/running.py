@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=20, help="for each line of the table")
-    parser.add_argument("--rounds", type=int, default=3, help="times the lines take turns")
+    parser.add_argument("--rounds", type=int, default=3, help="times the lines take turns; 0: no table")
     parser.add_argument("--ramp", type=float, default=60, help="seconds of the ramp; 0 leaves it out")
     parser.add_argument("--times", type=float, default=10, help="capacities that the ramp ends at")
     parser.add_argument("--tokens", type=int, default=32, help="of each answer")
@@ -50,8 +50,9 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
         jobs = make_jobs(engine, OBJECTIVES, options.jobs, options.tokens)
     flags = ["--base", options.base, "--guide", str(guide), "--kernels", "native", "--served-model-name", "model"]
     wide = [*flags, "--max-num-seqs", "32", "--max-queued-requests", "32", *options.flags]
-    with serving(wide, folder / "server.log", threads=options.threads) as (url, _):
-        print(as_markdown(await table(url, jobs, options)), flush=True)
+    if options.rounds:
+        with serving(wide, folder / "server.log", threads=options.threads) as (url, _):
+            print(as_markdown(await table(url, jobs, options)), flush=True)
     if options.ramp:
         # What runs and waits is what a client waits for in the worst case: for a machine of this speed, so much.
         bounded = [*flags, "--max-num-seqs", str(SLOTS), "--max-queued-requests", str(QUEUE), *options.flags]
@@ -72,13 +73,11 @@ async def table(url: str, jobs: list[Job], options: argparse.Namespace) -> list[
     return rows
 
 
-async def push(
-    url: str, jobs: list[Job], process: Any, rows: list[dict[str, Any]], options: argparse.Namespace
-) -> Ramp:
-    """Ramp up to so many times what the table found."""
-    guided = [row for row in rows if row["guided"]]
-    capacity = max(row["requests_s"] for row in guided)
-    idle = min(row["ttft_p50"] for row in guided if row["clients"] == min(options.clients)) / 1000
+async def push(url: str, jobs: list[Job], process: Any, options: argparse.Namespace) -> Ramp:
+    """Measure what this server can do, then ramp up to so many times that."""
+    alone = (await closed(url, "model", jobs, clients=1, seconds=5, guided=True)).row()
+    full = (await closed(url, "model", jobs, clients=SLOTS, seconds=10, guided=True)).row()
+    capacity, idle = full["requests_s"], alone["ttft_p50"] / 1000
     most = options.times * capacity
     print(f"capacity {capacity:.1f} requests/s; ramp to {most:.0f} in {options.ramp:g} s", flush=True)
     return await ramp(url, "model", jobs, process, seconds=options.ramp, most=most, idle_first=idle)
