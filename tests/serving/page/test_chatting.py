@@ -130,6 +130,16 @@ def test_markdown_grows_as_it_is_written(visitor, stage):
     assert page.locator(".prose td").all_inner_texts() == ["1", "2"]
 
 
+def test_a_list_whose_items_stand_apart_stays_one_list(visitor, stage):
+    """Every item is numbered 1 by the model; a list counts on, if it is not cut where an item begins."""
+    stage.tokens = [piece for item in "abc" for piece in ("1", 0.05, ".", 0.05, f" {item}", "\n\n", 0.05)] + ["Done."]
+    page = visitor.open(stage.url + "/#v=1&compare=0")
+    ask(page)
+    finished(page)
+    expect(page.locator(".prose ol")).to_have_count(1)
+    assert page.locator(".prose ol > li").all_inner_texts() == ["a", "b", "c"]
+
+
 def test_a_long_answer_leaves_the_page_at_hand(visitor, stage):
     words = ["word "] * 9 + ["end.\n\n"]
     stage.tokens = [piece for i in range(1000) for piece in (*words, *([0.001] if i % 10 == 0 else []))]

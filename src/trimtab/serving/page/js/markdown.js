@@ -39,6 +39,9 @@ const ALLOWED = {
   RETURN_DOM_FRAGMENT: true,
 };
 
+/** A line that may yet become an item of the list before it. */
+const MAY_BE_ITEM = /^ {0,3}(?:\d{1,9}[.)]?|[-+*])\s*$/;
+
 /** Stands for a mark in the text. A noncharacter, which no model writes; one that comes in a text is replaced. */
 export const MARK = "\uFDD0";
 
@@ -81,7 +84,8 @@ export class MarkdownView {
       const nodes = this.render(block, marks);
       this.root.append(...nodes);
       marks += block.raw.split(MARK).length - 1;
-      if (i < last && this.settles(text, block)) this.marks = marks;
+      const grows = block.type === "list" && MAY_BE_ITEM.test(blocks[last].raw);
+      if (i < last && !grows && this.settles(text, block)) this.marks = marks;
       else this.tail.push(...nodes);
     });
   }
