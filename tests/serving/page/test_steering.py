@@ -129,6 +129,12 @@ def test_presets_set_everything(visitor, stage):
     assert number(page, "Weight of the mixture").input_value() == "0.9"
 
 
+def test_a_guide_says_what_it_rewards_where_its_name_does_not(visitor, stage):
+    stage.info["guides"][0]["name"] = "trained"
+    page = visitor.open(stage.url)
+    expect(page.get_by_role("group", name="trained")).to_contain_text("Rewards polite. Friendly and respectful.")
+
+
 def test_the_servers_default_is_where_it_begins(visitor, stage):
     stage.info["default"] = {"weights": {"polite": 0.4, "harmless": 0.6}, "strength": 0.5, "description": None}
     page = visitor.open(stage.url)

@@ -94,7 +94,7 @@ export class Helm {
     const title = el("h3", {}, el("span", { text: guide.name }));
     const box = el("div", { class: "guide", role: "group", "aria-label": guide.name });
     if (!guide.conditioned) {
-      box.append(this.weight(guide, guide.name, described(guide.objectives), -100));
+      box.append(this.weight(guide, guide.name, [aims(guide), described(guide.objectives)].join(" ").trim(), -100));
       return box;
     }
     title.append(el("span", { class: "tag", text: "mixture" }));
@@ -130,6 +130,12 @@ export class Helm {
     this.updates.push((settings) => dial.set(settings.pulls[guide.name].shares[objective.name]));
     return dial.element;
   }
+}
+
+/** Say what a guide rewards, where its own name does not: scores go by the names of objectives. */
+function aims(guide) {
+  const others = guide.objectives.map((o) => o.name).filter((name) => name !== guide.name);
+  return others.length ? `Rewards ${others.join(", ")}.` : "";
 }
 
 function described(objectives) {
