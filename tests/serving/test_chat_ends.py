@@ -10,7 +10,7 @@ import time
 import pytest
 
 from serving.conftest import serving
-from serving.talk import CHAT, COMPLETIONS, MESSAGES, canary, events, slowly
+from serving.talk import CHAT, COMPLETIONS, MESSAGES, canary, events, slowly, text_of
 from trimtab.engine.guidance import Guidance
 from trimtab.errors import ClosingError
 
@@ -218,3 +218,14 @@ def _sampling():
     from trimtab.decoding.config import Sampling
 
     return Sampling(max_tokens=2)
+
+
+def test_a_silent_stream_is_kept_open_by_comments(server, client, engine, monkeypatch):
+    body = {"messages": MESSAGES, "stream": True, "max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    quick = client.post(CHAT, json=body)
+    assert ": ping" not in quick.text
+    monkeypatch.setattr("trimtab.serving.api.streams.PING_SECONDS", 0.05)
+    with slowly(engine, 0.3):
+        slow = client.post(CHAT, json=body)
+    assert ": ping\n\n" in slow.text
+    assert text_of(events(slow)) == text_of(events(quick))
