@@ -92,7 +92,11 @@ class GuideManifest(_Model):
     """The content of ``guide.json``."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, description="Version of this schema.")
-    kind: Literal["arm"] = Field(default="arm", description="Kind of guide; 'arm' is an autoregressive reward model.")
+    kind: Literal["arm", "policy"] = Field(
+        default="arm",
+        description="'arm': an autoregressive reward model, whose score is log π_r; 'policy': an aligned language "
+        "model (DPO), whose score is log π − log π_ref, π_ref the base it was trained on.",
+    )
     adapter: Literal["lora", "moslora", "pblora", "full"] = Field(
         default="lora",
         description="'lora': a PEFT adapter on the base; 'moslora', 'pblora': one conditioned on a preference over the "
