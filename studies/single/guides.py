@@ -11,7 +11,7 @@ from typing import Any
 
 import trimtab
 from objectives.guides import key_of, shuffled, slug
-from single.plan import DPO, GENARM, METHODS, DataSet, seeds_of
+from single.plan import METHODS, DataSet, seeds_of
 from trimtab.preferences import Comparison, read_comparisons, write_comparisons
 from trimtab.preferences.splitting import split_by_hash
 
@@ -58,9 +58,9 @@ class Trainer:
     def __init__(self, data: DataSet, options: Any, pairs: Pairs, work: Path) -> None:
         self.data, self.options, self.pairs, self.work = data, options, pairs, work
 
-    def all(self, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict[str, Any]]:
+    def all(self, methods: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """Tune and train every method at every seed; return method → folders by seed, and how it was tuned."""
-        return {name: self.method(name) for name in methods}
+        return {name: self.method(name) for name in methods or METHODS}
 
     def method(self, name: str) -> dict[str, Any]:
         """Try every learning rate with the first seed, on all pairs; keep the one of the least dev loss for all seeds."""
@@ -115,6 +115,3 @@ class Trainer:
 
 def _notes(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "study.json").read_text(encoding="utf-8"))
-
-
-GUIDES = (GENARM, DPO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import trimtab
 
 HERE = Path(__file__).parent.parent
 PACKAGED = Path(trimtab.__file__).parent / "data"
-TRAIN_PAIRS_A_SECOND = 1.7
-ANSWERS_A_SECOND = {"base": 1.9, "guided": 1.0}
+TRAIN_PAIRS_A_SECOND = 2.0
+REWARD_PAIRS_A_SECOND = 8.0
+TOKENS_A_SECOND = {"base": 150.0, "guided": 110.0}
+RANK_SECONDS = 40.0
+SCORE_SECONDS = 60.0
 """SmolLM2-135M on one thread of a two-core machine: measured, and only used to print the budget."""
 
 
@@ -27,6 +31,7 @@ class DataSet:
         sources: of the prompts, in ``studies/data/eval_prompts.jsonl.gz``.
         judges: scorers, the first is what the verdict rests on; PAIRS stands for the file of the scorer's pairs.
         limits: in tokens, for ``trimtab.train``.
+        asks_unsafe: whether the objective is asked of unsafe prompts only; the others then show what it costs.
         seeds: how many training seeds at most.
         pairs_trained: about how many pairs a run trains on, for the budget.
     """
@@ -37,6 +42,7 @@ class DataSet:
     sources: tuple[str, ...]
     judges: tuple[str, ...]
     limits: dict[str, int] = field(default_factory=dict[str, int])
+    asks_unsafe: bool = False
     seeds: int = 3
     pairs_trained: int = 500
 
@@ -61,17 +67,18 @@ DATA_SETS = {
             ("xstest",),
             ("refusal", "encoder:PAIRS@harmless"),
             {"max_length": 104, "max_prompt_length": 48},
+            asks_unsafe=True,
             seeds=1,
             pairs_trained=110,
         ),
     )
 }
 
-GENARM, DPO = "GenARM", "DPO"
+GENARM, DPO, REWARD = "GenARM", "DPO", "reward model"
 METHODS: dict[str, dict[str, Any]] = {
     GENARM: {"method": "genarm", "beta": 0.05},
     DPO: {"method": "dpo", "beta": 0.1},
-    "reward model": {"method": "scalar", "base": "minilm", "lora_dropout": 0.0},
+    REWARD: {"method": "scalar", "base": "minilm", "lora_dropout": 0.0},
 }
 """Options of ``trimtab.train`` over the common ones; each β is the one its paper's own runs used."""
 
@@ -93,10 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--dev-share", type=float, default=0.1, help="of the guide's pairs, to choose the learning rate by")
     a("--dev-pairs", type=int, default=40, help="most of them that are used")
     a("--scorer-share", type=float, default=0.3, help="of the pairs, for the scorer, where no file is its own")
-    a("--prompts", type=int, default=64, help="prompts that are answered")
-    a("--max-tokens", type=int, default=48)
-    a("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0, 4.0], help="of GenARM's guide")
+    a("--prompts", type=int, default=40, help="prompts that are answered")
+    a("--max-tokens", type=int, default=40)
+    a("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0], help="of GenARM's guide")
     a("--dpo-strengths", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="of the DPO model: 1 is DPO itself")
+    a("--least-sharper", type=float, default=0.5, help="strengths from which the untrained guide is run too")
+    a("--batch-size", type=int, default=48, help="answers written at a time")
     a("--best-of", type=int, nargs="+", default=[4, 16])
     a("--only", choices=["train", "all"], default="all", help="train: stop when the guides are there")
     a("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="what is trained with --only train")
@@ -121,3 +130,29 @@ SMOKE: dict[str, Any] = {
 def seeds_of(options: Any, data: DataSet) -> range:
     """Return the seeds of a data set."""
     return range(min(options.seeds, data.seeds))
+
+
+def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
+    """Return (step, minutes on one thread) of a data set, from the speeds above."""
+    seeds = len(seeds_of(options, data))
+    pairs = min(options.pairs, data.pairs_trained)
+    runs = 2 * (len(options.rates) + seeds - 1)
+    tokens = options.prompts * options.max_tokens * seeds
+    guided = len(options.strengths) + len(options.dpo_strengths)
+    plain = max(options.best_of) + 1 + sum(w >= options.least_sharper for w in options.strengths)
+    rows = [
+        ("training", runs * pairs / TRAIN_PAIRS_A_SECOND),
+        ("reward models", (len(options.rates) + seeds - 1) * pairs / REWARD_PAIRS_A_SECOND),
+        ("ranking", 2 * seeds * RANK_SECONDS),
+        ("answers", tokens * (guided / TOKENS_A_SECOND["guided"] + plain / TOKENS_A_SECOND["base"])),
+        ("scores and loading", seeds * SCORE_SECONDS),
+    ]
+    return [(name, seconds / 60) for name, seconds in rows]
+
+
+def print_plan(options: Any) -> None:
+    """Print the budget of every data set."""
+    for name in options.data:
+        rows = budget(options, DATA_SETS[name])
+        steps = ", ".join(f"{step} {minutes:.1f}" for step, minutes in rows)
+        print(f"{name}: about {math.ceil(sum(m for _, m in rows))} minutes on one thread ({steps})")

@@ -1,0 +1,154 @@
+"""The parts of the study of one objective that are arithmetic: cubes, bootstrap, equal KL, verdicts, report."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from single import plan
+from single.numbers import Curve, Draws, at_own_kl, common_levels, gap, interval, make_cube, wins
+from single.results import compare, place_of
+from single.verdict import against_test_time, against_training, over_sharpening
+
+JUDGES = {"words": "words:x", "encoder": "encoder:x"}
+
+
+def record(reward: float, kl: float, tokens: int = 10) -> dict[str, Any]:
+    return {
+        "scores": {"words:x": reward, "encoder:x": -reward, "repetition": -0.25},
+        "diagnostics": {"kl": kl / tokens, "base_logprob": -2.0 * tokens},
+        "tokens": tokens,
+        "response": "yes",
+    }
+
+
+def runs(shift: dict[str, tuple[float, float]], seeds: int = 3, prompts: int = 12) -> list[dict[str, Any]]:
+    """Return records: each setting's reward is the prompt's own plus a shift, at a KL."""
+    noise = np.random.default_rng(0).normal(size=(seeds, prompts))
+    return [
+        {name: [record(r + noise[s, p], kl) for p in range(prompts)] for name, (r, kl) in shift.items()}
+        for s in range(seeds)
+    ]
+
+
+SHIFTS = {
+    "base": (0.0, 0.0),
+    "GenARM: strength 0.5": (1.0, 2.0),
+    "GenARM: strength 1": (2.0, 4.0),
+    "DPO: strength 0.5": (0.5, 2.0),
+    "DPO: strength 1": (1.0, 4.0),
+    "sharper base 1": (0.1, 1.0),
+    "system prompt": (0.2, 1.0),
+    "Best-of-4": (0.4, 0.6),
+}
+
+
+def test_settings_are_told_apart_by_name():
+    assert place_of("GenARM: strength 0.25") == ("GenARM", 0.25)
+    assert place_of("GenARM") == ("GenARM", 1.0)
+    assert place_of("sharper base 0.5") == ("sharper base", 0.5)
+    assert place_of("Best-of-16") == ("Best-of-16", 1.0)
+
+
+def test_a_cube_is_seeds_by_prompts_with_kl_of_the_answer():
+    cube = make_cube([[record(1.0, 3.0, 6), record(2.0, 0.0)]], JUDGES)
+    assert cube.rewards["words"].tolist() == [[1.0, 2.0]]
+    assert cube.kl.tolist() == [[pytest.approx(3.0), 0.0]]
+    assert cube.repeated.tolist() == [[0.25, 0.25]]
+
+
+def test_the_bootstrap_resamples_seeds_and_prompts():
+    draws = Draws(3, 40)
+    assert np.allclose(draws.seeds.sum(1), 1)
+    assert np.allclose(draws.prompts.sum(1), 1)
+    by_prompt = np.tile(np.linspace(-1, 1, 40), (3, 1))
+    by_seed = np.repeat(np.array([[-1.0], [0.0], [1.0]]), 40, axis=1)
+    for values in (by_prompt, by_seed):
+        found = interval(draws.means(values))
+        assert found is not None
+        assert found["value"] == pytest.approx(0.0)
+        assert found["low"] < -0.1
+        assert found["high"] > 0.1
+    # All prompts alike: only seeds are left to vary, in thirds.
+    assert set(np.round(draws.means(by_seed) * 3).astype(int)) == {-3, -2, -1, 0, 1, 2, 3}
+
+
+def test_one_seed_leaves_only_the_prompts():
+    draws = Draws(1, 5)
+    assert np.all(draws.seeds == 1)
+
+
+def test_equal_kl_is_read_along_the_curve_and_nothing_is_said_beyond_it():
+    two = np.ones((3, 1))
+    curve = Curve(two * np.array([0.0, 2.0, 4.0]), two * np.array([0.0, 1.0, 2.0]))
+    other = Curve(two * np.array([0.0, 4.0]), two * np.array([0.0, 1.0]))
+    found = gap(curve, other, 2.0)
+    assert found is not None
+    assert found["value"] == pytest.approx(0.5)
+    assert gap(curve, other, 5.0) is None
+    assert common_levels([curve, other], 2) == pytest.approx([1.0, 4.0])
+    cube = make_cube([[record(0.25, 1.0), record(0.25, 1.0)]], JUDGES)
+    short = Draws(1, 2)
+    wide = np.ones((len(short.seeds), 1))
+    own = at_own_kl(Curve(wide * np.array([0.0, 2.0]), wide * np.array([0.0, 1.0])), cube, "words", short)
+    assert own is not None
+    assert own["value"] == pytest.approx(0.25)
+
+
+def test_wins_count_ties_by_half():
+    one = make_cube([[record(1, 0), record(0, 0), record(0, 0), record(-1, 0)]], JUDGES)
+    other = make_cube([[record(0, 0)] * 4], JUDGES)
+    found = wins(one, other, "words", Draws(1, 4))
+    assert found["rate"]["value"] == pytest.approx(0.5)
+
+
+def test_a_better_method_is_confirmed_and_a_worse_one_is_not():
+    result = {"data": "polite", **compare(runs(SHIFTS), JUDGES, [True] * 12)}
+    row = result["judged"]["words"]["settings"]["Best-of-4"]
+    # GenARM earns ½ a nat along its curve: 0.3 at 0.6 nats, where Best-of-4 has 0.4.
+    assert row["genarm_minus_this"]["value"] == pytest.approx(-0.1)
+    assert against_training(result)[1] == "confirmed"
+    assert against_test_time(result)[1] == "at equal KL not confirmed; at strength 1 confirmed"
+    assert over_sharpening(result)[1] == "not told apart" or "further strengths" in over_sharpening(result)[0]
+    swapped = {k.replace("GenARM", "*").replace("DPO", "GenARM").replace("*", "DPO"): v for k, v in SHIFTS.items()}
+    worse = {"data": "polite", **compare(runs(swapped), JUDGES, [True] * 12)}
+    assert against_training(worse)[1] == "not confirmed"
+
+
+def test_no_difference_is_a_match_only_if_the_interval_is_narrow():
+    same = {k: (r * (2 if k.startswith("DPO") else 1), kl) for k, (r, kl) in SHIFTS.items()}
+    alike = {"data": "polite", **compare(runs(same), JUDGES, [True] * 12)}
+    assert against_training(alike)[1] == "confirmed"
+    noisy = runs(same)
+    rng = np.random.default_rng(1)
+    for run in noisy:
+        for row in (r for name, rows in run.items() if name.startswith("DPO") for r in rows):
+            row["scores"]["words:x"] += rng.normal(scale=4)
+    unsure = {"data": "polite", **compare(noisy, JUDGES, [True] * 12)}
+    assert against_training(unsure)[1] == "not told apart at this size"
+
+
+def test_prompts_that_are_not_asked_stand_apart():
+    result = compare(runs(SHIFTS), JUDGES, [True] * 8 + [False] * 4)
+    assert (result["prompts"], result["others"]) == (8, 4)
+    row = result["judged"]["words"]["settings"]["GenARM: strength 1"]
+    assert row["elsewhere"]["value"] != row["reward"]["value"]
+
+
+def test_results_are_plain_json():
+    json.dumps(compare(runs(SHIFTS), JUDGES, [True] * 12), allow_nan=False)
+
+
+def test_the_budget_grows_with_seeds_and_pairs():
+    parser = ArgumentParser()
+    plan.add_arguments(parser)
+
+    def minutes(*arguments: str) -> float:
+        return sum(m for _, m in plan.budget(parser.parse_args(arguments), plan.DATA_SETS["polite"]))
+
+    assert minutes("--seeds", "1") < minutes() < minutes("--pairs", "480")
+    assert minutes("--best-of", "4") < minutes("--best-of", "64")
