@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from single.answers import BASE, SHARPER, SYSTEM
 from single.plan import DPO, GENARM, REWARD
 from single.ranking import mean
 from single.verdict import ELSEWHERE, claims, shown
 
 Row = Mapping[str, Any]
+TICKS = (0, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200)
 
 
 def write_report(results: Sequence[Row], output: Path, intro: Path, command: str) -> None:
@@ -235,11 +238,16 @@ def plot(result: Row, stem: Path) -> None:
             points = sorted([base, *rows] if curve else rows, key=lambda row: row["kl"]["value"])
             x, y = ([row[key]["value"] for row in points] for key in ("kl", "reward"))
             bars = [[abs(row["reward"][end] - row["reward"]["value"]) for row in points] for end in ("low", "high")]
-            style = {GENARM: "o-", DPO: "s-", SHARPER: "x--", BASE: "k*"}.get(method, "D")
-            axis.errorbar(x, y, yerr=bars, fmt=style, capsize=2, linewidth=1.4, markersize=6, label=method)
-        axis.set_xscale("symlog", linthresh=1.0)
-        axis.set_xlim(left=-0.05)
-        axis.set_xlabel("KL to the base, nats an answer (linear to 1, then logarithmic)")
+            style = {GENARM: "o", DPO: "s", SHARPER: "x", BASE: "k*"}.get(method, "D")
+            marks = axis.errorbar(x, y, yerr=bars, fmt=style, capsize=2, markersize=6, label=method)
+            if curve:
+                # Straight in KL, as rewards at equal KL are read; so bent on this axis.
+                between = np.linspace(x[0], x[-1], 200)
+                axis.plot(between, np.interp(between, x, y), linewidth=1.4, color=marks[0].get_color())
+        axis.set_xscale("function", functions=(lambda v: np.sqrt(np.abs(v)), np.square))
+        axis.set_xlim(left=0)
+        axis.set_xticks([t for t in TICKS if t <= axis.get_xlim()[1]])
+        axis.set_xlabel("KL to the base, nats an answer (axis: its square root)")
         axis.set_ylabel(f"reward: {result['data']}, by {judge}")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
