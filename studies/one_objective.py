@@ -116,13 +116,11 @@ def main(arguments: list[str]) -> None:
 
 def own_arguments(arguments: list[str]) -> list[str]:
     """Return the arguments that decide a result: no folder of this machine, and not ``--report``."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if not skip and argument != "--report" and not argument.endswith("-dir"):
-            kept.append(argument)
-        skip = argument.endswith("-dir")
-    return kept
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for folder in ("--data-dir", "--work-dir", "--output-dir"):
+        parser.add_argument(folder)
+    parser.add_argument("--report", action="store_true")
+    return parser.parse_known_args(arguments)[1]
 
 
 def sizes_of(options: Any) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from one_objective import own_arguments
 from single import plan
 from single.numbers import Curve, Draws, at_own_kl, common_levels, gap, interval, make_cube, wins
+from single.report import write_report
 from single.results import compare, place_of
 from single.verdict import against_test_time, against_training, over_sharpening
 
@@ -152,3 +154,49 @@ def test_the_budget_grows_with_seeds_and_pairs():
 
     assert minutes("--seeds", "1") < minutes() < minutes("--pairs", "480")
     assert minutes("--best-of", "4") < minutes("--best-of", "64")
+
+
+def trained_result() -> dict[str, Any]:
+    """Return what a whole run leaves, with numbers made up."""
+    methods = ("GenARM", "DPO", "reward model")
+    made = {"rate": 1e-3, "dev_loss": {"0.001": 0.5}, "seconds": [60.0, 70.0]}
+    ranked = {"all": [0.8, 0.7], "alike": [0.5, None], "n_alike": 3, "length_rule": "longer"}
+    controls = {"untrained": {"value": 0.5}, "length": {"value": 0.5}, "interval": {"low": 0.4, "high": 0.6}}
+    judge = {"measures": "m", "all": 0.9, "n": 10, "alike": None, "n_alike": 0}
+    return {
+        "data": "polite",
+        **compare(runs(SHIFTS), JUDGES, [True] * 12),
+        "counts": {"train": 4, "dev": 3, "scorer": 2, "val": 1},
+        "seeds": [0, 1, 2],
+        "system": "Be polite.",
+        "trained": dict.fromkeys(methods, made),
+        "ranking": {"pairs": 10, "alike": 3, **{name: {**ranked, **controls} for name in methods}},
+        "judges": dict.fromkeys(JUDGES, judge),
+        "runtime": {"base": 0.1, "GenARM": 0.2, "DPO": 0.25, "Best-of-4": 0.4},
+        "seconds": [{"answers": 1.0, "scores": 1.0}],
+        "samples": [{"id": 1, "prompt": "Hi", "answers": {"base": "Yes"}}],
+        "options": {"rank": 8, "epochs": 1.0, "batch": 8, "max_tokens": 40},
+        "machine": "here",
+    }
+
+
+def test_the_page_holds_claims_tables_figure_and_samples(tmp_path):
+    intro = tmp_path / "intro.md"
+    intro.write_text("# One objective\n")
+    write_report([trained_result()], tmp_path / "out", intro, "python studies/one_objective.py")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "**confirmed**" in page
+    assert "| Best-of-4 | 0.40 | 4.00 |" in page
+    assert "| DPO, w = 0.5 |" in page
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md",
+        "results.json",
+        "samples.jsonl",
+        "polite.png",
+    }
+    assert "samples" not in json.loads((tmp_path / "out" / "results.json").read_text())[0]
+
+
+def test_a_command_names_no_folder_of_this_machine():
+    given = ["--data", "polite", "--work-dir", "/somewhere", "--seeds", "2", "--report", "--output-dir=x"]
+    assert own_arguments(given) == ["--data", "polite", "--seeds", "2"]
