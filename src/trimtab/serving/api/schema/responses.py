@@ -188,6 +188,7 @@ class GuideInfo(_Said):
     """A guide that is loaded."""
 
     name: str
+    kind: Literal["arm", "policy"] = Field(description="'policy': an aligned model, whose score is log π − log π_ref.")
     objectives: list[GuideObjective]
     recommended_weight: float
     conditioned: bool = Field(description="Whether it follows a preference over its objectives.")
