@@ -66,8 +66,8 @@ def _show_judge(judge: Mapping[str, Any]) -> None:
     )
     table.add_column("setting", overflow="fold", min_width=12, max_width=26)
     table.add_column("against", overflow="fold", min_width=12, max_width=26)
-    for name in ("win rate", "at equal length", "win/tie/lose", "p", "orders agree"):
-        table.add_column(name, justify="right")
+    for name in ("win rate", "like length", "W/T/L", "p", "agree"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in judge["comparisons"]:
         table.add_row(
             escape(row["setting"]),
@@ -80,13 +80,17 @@ def _show_judge(judge: Mapping[str, Any]) -> None:
             "-" if row["consistency"] is None else f"{row['consistency']:.0%}",
         )
     out.print(table)
+    out.print(
+        "Win rate: ties half, 95 % interval below; like length: at equal length; agree: how often both orders do.",
+        markup=False,
+    )
     for verdict in judge["verdicts"]:
         said = f"{verdict['setting']}, judge {judge['model']}: {verdict['verdict']} ({verdict['why']})"
         out.print(said, markup=False)
 
 
 def _rate(value: Mapping[str, float] | None) -> str:
-    return "-" if value is None else f"{value['mean']:.0%}\n{value['low']:.0%} to {value['high']:.0%}"
+    return "-" if value is None else f"{value['mean']:.0%}\n{value['low']:.0%}–{value['high']:.0%}"
 
 
 def _cell(setting: Mapping[str, Any], scorer: str, gains: Mapping[tuple[str, str], Mapping[str, float]]) -> str:

@@ -207,8 +207,9 @@ def _judge(metrics: Metrics) -> str:
     return (
         f'<section><h2 id="judge">Preferred by {esc(judge["model"])}</h2><p>A language model saw the prompt and both '
         f"answers, in either order, on {judge['prompts']} prompts. The same answer preferred twice is a win; orders "
-        "that disagree are a tie. Judges have tastes, length among them: a win rate that is gone at equal length was "
-        "length, and one of a judge whose orders rarely agree is worth little.</p>"
+        "that disagree are a tie, and ties are half a win. Judges have tastes, length among them: a win rate that is "
+        "gone at equal length was length, and one of a judge whose orders rarely agree is worth little. "
+        "<em>First shown</em> is how often a verdict goes to the answer that stands first; 50 % is no bias.</p>"
         f"{judge_table(metrics)}<dl>{reasons}</dl>{rubric}</section>"
     )
 

@@ -61,7 +61,8 @@ def _judged_cell(judge: Mapping[str, Any], setting: str) -> Cell:
     if said is None or row is None:
         return Cell("–", "not judged" if judge["finished"] else _UNFINISHED)
     rate = _rate(row["win_rate"])
-    detail = f"wins {'' if row['role'] == 'base' else 'against ' + _ROLES[row['role']] + ' '}{rate.detail}"
+    against = "" if row["role"] == "base" else f" against the {_ROLES[row['role']].removeprefix('the ')}"
+    detail = f"win rate{against} {rate.detail}"
     return Cell(rate.text, f"{detail}\n{said['verdict']}", rate.sort, _MARKS.get(said["verdict"], ""))
 
 
@@ -89,8 +90,7 @@ def judge_table(metrics: Metrics) -> str:
             ]
         )
     head = [
-        "Setting", "Against", "Win rate, ties half", "At equal length", "Wins / ties / losses", "p", "Orders agree",
-        "For what is shown first",
+        "Setting", "Against", "Win rate", "At equal length", "Win, tie, lose", "p", "Orders agree", "First shown",
     ]  # fmt: skip
     return table("Preferred by the judge, paired by prompt", head, rows, name="judge-table")
 
