@@ -11,7 +11,7 @@ from typing import Any
 
 import trimtab
 from objectives.guides import key_of, shuffled, slug
-from single.plan import METHODS, DataSet, seeds_of
+from single.plan import LONGER, METHODS, DataSet, seeds_of
 from trimtab.preferences import Comparison, read_comparisons, write_comparisons
 from trimtab.preferences.splitting import split_by_hash
 
@@ -63,12 +63,14 @@ class Trainer:
         return {name: self.method(name) for name in methods or METHODS}
 
     def method(self, name: str) -> dict[str, Any]:
-        """Try every learning rate with the first seed, on all pairs; keep the one of the least dev loss for all seeds."""
+        """Try every learning rate with the first seed, on all pairs; take the one of the least dev loss for all seeds."""
         first, *others = seeds_of(self.options, self.data)
         tried = {rate: self.train(name, rate, first, tune=True) for rate in self.options.rates}
         losses = {rate: _notes(folder)["dev_loss"] for rate, folder in tried.items()}
         rate = min(losses, key=lambda r: (losses[r], r))
-        folders = [tried[rate], *(self.train(name, rate, seed) for seed in others)]
+        longer = LONGER.get(name, 1.0)
+        kept = tried[rate] if longer == 1.0 else self.train(name, rate, first, epochs=longer)
+        folders = [kept, *(self.train(name, rate, seed, epochs=longer) for seed in others)]
         print(f"{self.data.name}: {name}, learning rate {rate:g} (dev loss {losses})", flush=True)
         return {
             "folders": [str(folder) for folder in folders],
@@ -77,14 +79,22 @@ class Trainer:
             "seconds": [_notes(folder)["seconds"] for folder in folders],
         }
 
-    def train(self, name: str, rate: float, seed: int, *, tune: bool = False) -> Path:
-        """Return the folder of a guide (or reward model), trained if it is not there; ``tune`` has its dev loss taken."""
+    def train(self, name: str, rate: float, seed: int, *, tune: bool = False, epochs: float = 1.0) -> Path:
+        """Return the folder of a guide (or reward model), trained if it is not there.
+
+        Args:
+            name: of the method.
+            rate: learning rate.
+            seed: of the training.
+            tune: whether its dev loss is taken.
+            epochs: times the epochs of the study.
+        """
         values: dict[str, Any] = {
             "base": self.options.base,
             "objective": self.data.name,
             "lora_r": self.options.rank,
             "learning_rate": rate,
-            "num_train_epochs": self.options.epochs,
+            "num_train_epochs": self.options.epochs * epochs,
             "per_device_train_batch_size": self.options.batch,
             "warmup_steps": 0.1,
             "seed": seed,

@@ -81,6 +81,8 @@ METHODS: dict[str, dict[str, Any]] = {
     REWARD: {"method": "scalar", "base": "minilm", "lora_dropout": 0.0},
 }
 """Options of ``trimtab.train`` over the common ones; each β is the one its paper's own runs used."""
+LONGER = {REWARD: 3.0}
+"""Times the epochs that the kept runs get: after one, the reward model's head has hardly left zero."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
