@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from one_objective import own_arguments
 from single import plan
+from single.guides import Pairs, Trainer
 from single.numbers import Curve, Draws, at_own_kl, common_levels, gap, interval, make_cube, wins
 from single.report import write_report
 from single.results import compare, place_of
@@ -200,3 +202,32 @@ def test_the_page_holds_claims_tables_figure_and_samples(tmp_path):
 def test_a_command_names_no_folder_of_this_machine():
     given = ["--data", "polite", "--work-dir", "/somewhere", "--seeds", "2", "--report", "--output-dir=x"]
     assert own_arguments(given) == ["--data", "polite", "--seeds", "2"]
+
+
+class Recorder(Trainer):
+    """A trainer that writes down what it would train; the dev loss is least at a rate of 1e-3."""
+
+    def __init__(self, work: Path) -> None:
+        parser = ArgumentParser()
+        plan.add_arguments(parser)
+        pairs = Pairs(work, work, work, work, {})
+        super().__init__(plan.DATA_SETS["polite"], parser.parse_args([]), pairs, work)
+        self.asked: list[tuple[float, int, bool, float]] = []
+
+    def train(self, name: str, rate: float, seed: int, *, tune: bool = False, epochs: float = 1.0) -> Path:
+        self.asked.append((rate, seed, tune, epochs))
+        folder = self.work / f"{rate}-{seed}-{epochs}"
+        folder.mkdir(exist_ok=True)
+        (folder / "study.json").write_text(json.dumps({"seconds": 1.0, "dev_loss": abs(rate - 1e-3) if tune else None}))
+        return folder
+
+
+def test_every_method_tries_the_same_rates_and_keeps_the_best_for_all_seeds(tmp_path):
+    trainer = Recorder(tmp_path)
+    made = trainer.method("DPO")
+    assert made["rate"] == 1e-3
+    assert trainer.asked == [(r, 0, True, 1.0) for r in (5e-4, 1e-3, 2e-3)] + [(1e-3, s, False, 1.0) for s in (1, 2)]
+    assert len(made["folders"]) == 3
+    trainer.asked.clear()
+    trainer.method("reward model")
+    assert trainer.asked[3:] == [(1e-3, seed, False, 3.0) for seed in (0, 1, 2)]
