@@ -211,7 +211,7 @@ def direct_table(result: Row) -> list[str]:
 def cost_table(result: Row) -> list[str]:
     """Return processor seconds an answer."""
     seconds = result["runtime"]
-    lines = ["| method | processor seconds an answer, 16 prompts together | times the base |", "|---|---|---|"]
+    lines = ["| method | processor seconds an answer, 8 prompts together | times the base |", "|---|---|---|"]
     return lines + [f"| {n} | {s:.2f} | {s / seconds[BASE]:.2f} |" for n, s in seconds.items()]
 
 

@@ -12,11 +12,11 @@ from objectives.guides import cached, key_of
 from single.answers import BASE, best_of
 from single.plan import DPO, GENARM
 
-PROMPTS = 16
+PROMPTS = 8
 
 
 def measure(options: Any, prompts: Sequence[Any], trained: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Return method → processor seconds an answer, 16 prompts at a time, answers of full length."""
+    """Return method → processor seconds an answer, 8 prompts at a time, answers of full length."""
     folders = {GENARM: trained[GENARM]["folders"][0], DPO: trained[DPO]["folders"][0]}
     texts = [row["prompt"] for row in prompts][:PROMPTS]
     sampling = {"temperature": 1.0, "max_tokens": options.max_tokens, "seed": 0, "ignore_eos": True}
