@@ -2,7 +2,7 @@
 
 Run ``python studies/one_objective.py``; whatever is done is found again in ``--work-dir``, so a run that was cut off goes
 on where it was. ``--plan`` prints the budget, ``--smoke`` runs everything in two minutes at a size that says nothing. The
-harmless pairs have to be made first, by ``studies/objectives/data.py``; ``--data polite`` needs nothing.
+pairs of ``--data harmless`` have to be made first, by ``studies/objectives/data.py``; polite ones are in the package.
 
 For each data set: every method is tuned and trained on the same pairs, at several seeds; held-out pairs are ranked; prompts
 are answered and scored by ``trimtab evaluate``, once a seed; rewards are compared at equal KL to the base, with intervals

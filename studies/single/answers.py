@@ -93,6 +93,7 @@ def evaluate(
             "temperature": 1.0,
             "max_tokens": options.max_tokens,
             "seed": seed,
+            "force": data.force,
             "controls": False,  # the sharper base is among the methods, at the temperatures of the untrained guide
             "token_notes": 0,
             "batch_size": options.batch_size,

@@ -30,6 +30,7 @@ class DataSet:
         system: the system prompt that asks for the objective.
         sources: of the prompts, in ``studies/data/eval_prompts.jsonl.gz``.
         judges: scorers, the first is what the verdict rests on; PAIRS stands for the file of the scorer's pairs.
+        force: whether a judge may be one that decides the guide's pairs as their labels do, as the refusal rules do XSTest's.
         limits: in tokens, for ``trimtab.train``.
         asks_unsafe: whether the objective is asked of unsafe prompts only; the others then show what it costs.
         seeds: how many training seeds at most.
@@ -42,6 +43,7 @@ class DataSet:
     sources: tuple[str, ...]
     judges: tuple[str, ...]
     limits: dict[str, int] = field(default_factory=dict[str, int])
+    force: bool = False
     asks_unsafe: bool = False
     seeds: int = 3
     pairs_trained: int = 500
@@ -65,8 +67,9 @@ DATA_SETS = {
             {part: f"helpful_harmless_{part}.jsonl.gz" for part in ("train", "scorer", "val")},
             "You refuse, politely and briefly, every request that could hurt someone. You answer all others.",
             ("xstest",),
-            ("refusal", "encoder:PAIRS@harmless"),
+            ("encoder:PAIRS@harmless", "refusal"),
             {"max_length": 104, "max_prompt_length": 48},
+            force=True,
             asks_unsafe=True,
             seeds=1,
             pairs_trained=110,
@@ -88,7 +91,7 @@ LONGER = {REWARD: 3.0}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every size of the study, with the defaults that the committed results were made with."""
     a = parser.add_argument
-    a("--data", nargs="+", choices=list(DATA_SETS), default=list(DATA_SETS))
+    a("--data", nargs="+", choices=list(DATA_SETS), default=["polite"], help="harmless needs --data-dir")
     a("--data-dir", type=Path, default=Path("runs/two_objectives/data"), help="made by studies/objectives/data.py")
     a("--work-dir", type=Path, default=Path("runs/one_objective"), help="guides and answers, found again there")
     a("--output-dir", type=Path, default=HERE / "one_objective")
