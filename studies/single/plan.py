@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--prompts", type=int, default=40, help="prompts that are answered")
     a("--max-tokens", type=int, default=40)
     a("--strengths", type=float, nargs="+", default=[0.05, 0.1, 0.25, 0.5, 1.0, 2.0], help="of GenARM's guide")
-    a("--dpo-strengths", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0], help="of the DPO model: 1 is DPO itself")
+    a("--dpo-strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0], help="of the DPO model: 1 is DPO itself")
     a("--least-sharper", type=float, default=0.5, help="strengths from which the untrained guide is run too")
     a("--batch-size", type=int, default=48, help="answers written at a time")
     a("--best-of", type=int, nargs="+", default=[4, 16])
