@@ -16,7 +16,7 @@ from single.guides import Pairs, Trainer
 from single.numbers import Curve, Draws, at_own_kl, common_levels, gap, interval, make_cube, wins
 from single.report import write_report
 from single.results import compare, place_of
-from single.verdict import against_test_time, against_training, over_sharpening
+from single.verdict import against_training, as_usually_run, at_test_time_equal, at_test_time_usual, over_sharpening
 
 JUDGES = {"words": "words:x", "encoder": "encoder:x"}
 
@@ -110,30 +110,43 @@ def test_wins_count_ties_by_half():
     assert found["rate"]["value"] == pytest.approx(0.5)
 
 
+def judged(shift: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    return compare(runs(shift), JUDGES, [True] * 12)["judged"]["words"]
+
+
 def test_a_better_method_is_confirmed_and_a_worse_one_is_not():
-    result = {"data": "polite", **compare(runs(SHIFTS), JUDGES, [True] * 12)}
-    row = result["judged"]["words"]["settings"]["Best-of-4"]
-    # GenARM earns ½ a nat along its curve: 0.3 at 0.6 nats, where Best-of-4 has 0.4.
-    assert row["genarm_minus_this"]["value"] == pytest.approx(-0.1)
-    assert against_training(result)[1] == "confirmed"
-    assert against_test_time(result)[1] == "at equal KL not confirmed; at strength 1 confirmed"
-    assert over_sharpening(result)[1] == "not told apart" or "further strengths" in over_sharpening(result)[0]
+    numbers = judged(SHIFTS)
+    # GenARM earns half a point a nat along its curve: 0.3 at 0.6 nats, where Best-of-4 has 0.4.
+    assert numbers["settings"]["Best-of-4"]["genarm_minus_this"]["value"] == pytest.approx(-0.1)
+    assert against_training(numbers).word == "confirmed"
+    assert as_usually_run(numbers).word == "confirmed"
+    assert at_test_time_equal(numbers).word == "not confirmed"
+    assert at_test_time_usual(numbers).word == "confirmed"
     swapped = {k.replace("GenARM", "*").replace("DPO", "GenARM").replace("*", "DPO"): v for k, v in SHIFTS.items()}
-    worse = {"data": "polite", **compare(runs(swapped), JUDGES, [True] * 12)}
-    assert against_training(worse)[1] == "not confirmed"
+    assert against_training(judged(swapped)).word == "not confirmed"
+
+
+def test_a_gain_over_the_sharper_base_is_said_only_where_it_reaches():
+    far = over_sharpening(judged(SHIFTS))
+    assert (far.word, far.text) == (
+        "not told apart",
+        "strengths that lie further from the base than any temperature that was run: 2",
+    )
+    near = over_sharpening(judged({**SHIFTS, "sharper base 1": (0.1, 2.5)}))
+    assert near.word == "confirmed"
+    assert near.text.startswith("w = 0.5: +0.92 [+0.92, +0.92]; strengths")
 
 
 def test_no_difference_is_a_match_only_if_the_interval_is_narrow():
     same = {k: (r * (2 if k.startswith("DPO") else 1), kl) for k, (r, kl) in SHIFTS.items()}
-    alike = {"data": "polite", **compare(runs(same), JUDGES, [True] * 12)}
-    assert against_training(alike)[1] == "confirmed"
+    assert against_training(judged(same)).word == "confirmed"
     noisy = runs(same)
     rng = np.random.default_rng(1)
     for run in noisy:
         for row in (r for name, rows in run.items() if name.startswith("DPO") for r in rows):
             row["scores"]["words:x"] += rng.normal(scale=4)
-    unsure = {"data": "polite", **compare(noisy, JUDGES, [True] * 12)}
-    assert against_training(unsure)[1] == "not told apart at this size"
+    unsure = compare(noisy, JUDGES, [True] * 12)["judged"]["words"]
+    assert against_training(unsure).word == "not told apart"
 
 
 def test_prompts_that_are_not_asked_stand_apart():

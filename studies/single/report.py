@@ -23,9 +23,13 @@ def write_report(results: Sequence[Row], output: Path, intro: Path, command: str
     output.mkdir(parents=True, exist_ok=True)
     lines = [intro.read_text(encoding="utf-8").rstrip(), "", "## Verdict by rule", ""]
     for result in results:
-        lines += [f"### {result['data'].capitalize()}", "", "| their claim | ours | confirmed? |", "|---|---|---|"]
-        lines += [f"| {claim} | {ours} | **{word}** |" for claim, ours, word in claims(result)]
-        lines += [""]
+        judges = list(result["judged"])
+        lines += [
+            f"### {result['data'].capitalize()}",
+            "",
+            f"| their claim | {' | '.join(f'by {j}' for j in judges)} |",
+        ]
+        lines += ["|---" * (1 + len(judges)) + "|", *(f"| {' | '.join(row)} |" for row in claims(result)), ""]
     lines += ["| their claim | |", "|---|---|", *(f"| {claim} | {where} |" for claim, where in ELSEWHERE)]
     for result in results:
         plot(result, output / result["data"])

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from single.plan import DPO, GENARM
 from single.results import best_test_time
 
 MATCH = 0.1
-"""Two methods match if the interval of their difference lies within this share of what DPO gains over the base."""
+"""Two methods match if the interval of their difference lies within this share of what DPO at strength 1 gains."""
+YES, NO, UNSURE = "confirmed", "not confirmed", "not told apart"
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one judge's numbers say of a claim.
+
+    Attributes:
+        word: confirmed, not confirmed, not told apart; or what is mixed.
+        text: the numbers.
+    """
+
+    word: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"**{self.word}**: {self.text}"
 
 
 def shown(value: Row | None, digits: int = 2) -> str:
@@ -20,82 +38,75 @@ def shown(value: Row | None, digits: int = 2) -> str:
     return f"{value['value']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
 
 
-def against_training(result: Row) -> tuple[str, str]:
-    """Return what came out for "matches the performance of training-time methods", and the verdict.
+def against_training(numbers: Row) -> Finding:
+    """Return what one judge says of "matches the performance of training-time methods", at equal KL.
 
-    At every level of KL that both reach: GenARM's reward minus DPO's. Better at one level and worse at none is
-    confirmed, worse at one is not, and no difference counts as a match only if the interval is narrow.
+    GenARM's reward minus DPO's, at levels of KL that both reach. Better at a level and worse at none is confirmed, worse
+    at one and better at none is not; no difference counts as a match only if every interval is narrow.
     """
-    numbers = first_judge(result)
     levels = numbers["levels"]
     gaps = [level["GenARM − DPO"] for level in levels if level["GenARM − DPO"]]
     gain = abs(numbers["settings"][usual(numbers["settings"], DPO)]["gain"]["value"])
-    text = "GenARM − DPO at equal KL: " + "; ".join(
-        f"{shown(level['GenARM − DPO'])} at {level['kl']:.1f} nats" for level in levels
-    )
-    direct = numbers["direct"][DPO]
-    text += f". As usually run (both at strength 1, whatever the KL): {shown(direct['difference'])}"
-    if any(g["high"] < 0 for g in gaps):
-        word = "not confirmed" if not any(g["low"] > 0 for g in gaps) else "mixed: better at some KL, worse at other"
-    elif any(g["low"] > 0 for g in gaps) or all(max(abs(g["low"]), abs(g["high"])) <= MATCH * gain for g in gaps):
-        word = "confirmed"
-    else:
-        word = "not told apart at this size"
-    return text, word
+    text = "; ".join(f"{shown(level['GenARM − DPO'])} at {level['kl']:.1f} nats" for level in levels)
+    better, worse = any(g["low"] > 0 for g in gaps), any(g["high"] < 0 for g in gaps)
+    narrow = all(max(abs(g["low"]), abs(g["high"])) <= MATCH * gain for g in gaps)
+    if better and worse:
+        return Finding("better at some KL, worse at other", text)
+    if worse:
+        return Finding(NO, text)
+    return Finding(YES if better or narrow else UNSURE, text)
 
 
-def against_test_time(result: Row) -> tuple[str, str]:
-    """Return what came out for "outperforms test-time baselines", and the verdict, over Best-of-N and a system prompt."""
-    numbers = first_judge(result)
+def as_usually_run(numbers: Row) -> Finding:
+    """Return GenARM minus DPO at strength 1 each, whatever their KL."""
+    found = numbers["direct"][DPO]
+    text = f"{shown(found['difference'])}; wins {shown_plain(found['wins']['rate'])}"
+    return Finding(_word([found["difference"]]), text)
+
+
+def at_test_time_equal(numbers: Row) -> Finding:
+    """Return what one judge says of "outperforms test-time baselines" at their own KL: GenARM's curve there minus them."""
     settings = numbers["settings"]
-    names = best_test_time(settings)
-    equal = {name: settings[name]["genarm_minus_this"] for name in names}
-    direct = {name: numbers["direct"][name]["difference"] for name in names}
-    text = "GenARM at equal KL minus the method: " + "; ".join(f"{n} {shown(v)}" for n, v in equal.items())
-    text += ". GenARM at strength 1 minus it, at whatever KL: " + "; ".join(
-        f"{n} {shown(v)}" for n, v in direct.items()
-    )
-    known = [value for value in equal.values() if value]
-    at_equal = _word(known)
-    at_any = _word(list(direct.values()))
-    return text, f"at equal KL {at_equal}; at strength 1 {at_any}"
+    found = {name: settings[name]["genarm_minus_this"] for name in best_test_time(settings)}
+    return Finding(_word([v for v in found.values() if v]), "; ".join(f"{n} {shown(v)}" for n, v in found.items()))
+
+
+def at_test_time_usual(numbers: Row) -> Finding:
+    """Return the same of GenARM at strength 1, whatever its KL."""
+    found = {name: numbers["direct"][name]["difference"] for name in best_test_time(numbers["settings"])}
+    return Finding(_word(list(found.values())), "; ".join(f"{n} {shown(v)}" for n, v in found.items()))
+
+
+def over_sharpening(numbers: Row) -> Finding:
+    """Return GenARM minus the sharper base at equal KL: no claim of the paper, but what a claim rests on."""
+    settings = numbers["settings"]
+    rows = [row for row in settings.values() if row["method"] == GENARM]
+    known = [row for row in rows if row["over_sharper"]]
+    parts = [f"w = {row['strength']:g}: {shown(row['over_sharper'])}" for row in known]
+    beyond = len(rows) - len(known)
+    parts += [f"strengths that lie further from the base than any temperature that was run: {beyond}"] if beyond else []
+    return Finding(_word([row["over_sharper"] for row in known]), "; ".join(parts))
 
 
 def _word(values: Sequence[Row]) -> str:
+    """Return confirmed if every interval lies above 0, not confirmed if one lies below."""
     if values and all(v["low"] > 0 for v in values):
-        return "confirmed"
-    if any(v["high"] < 0 for v in values):
-        return "not confirmed"
-    return "not told apart"
+        return YES
+    return NO if any(v["high"] < 0 for v in values) else UNSURE
 
 
-def over_sharpening(result: Row) -> tuple[str, str]:
-    """Return whether GenARM beats the base's own sharper self at equal KL: no claim of the paper, but what a claim rests on."""
-    settings = first_judge(result)["settings"]
-    rows = {name: row["over_sharper"] for name, row in settings.items() if row["method"] == GENARM}
-    known = {name: value for name, value in rows.items() if value}
-    text = "; ".join(f"strength {settings[name]['strength']:g}: {shown(value)}" for name, value in known.items())
-    beyond = len(rows) - len(known)
-    text += (
-        f"; at {beyond} further strengths GenARM is further from the base than any temperature tried" if beyond else ""
-    )
-    return text, _word(list(known.values()))
+def shown_plain(value: Row) -> str:
+    """Return a share with its interval."""
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def cost(result: Row) -> tuple[str, str]:
-    """Return what came out for the cost of an answer, and the verdict."""
+def cost(result: Row) -> Finding:
+    """Return what an answer costs, and whether GenARM's costs less than every Best-of-N's."""
     seconds = result["runtime"]
-    base = seconds["base"]
-    times = {name: value / base for name, value in seconds.items() if name != "base"}
+    times = {name: value / seconds["base"] for name, value in seconds.items() if name != "base"}
     text = ", ".join(f"{name} {factor:.1f}" for name, factor in times.items()) + " times the base's processor time"
-    slowest = [name for name in times if name.startswith("Best-of-")]
-    word = "confirmed" if all(times[GENARM] < times[name] for name in slowest) else "not confirmed"
-    return text, word
-
-
-def first_judge(result: Row) -> Row:
-    """Return the numbers of the judge that the verdict rests on."""
-    return next(iter(result["judged"].values()))
+    picked = [name for name in times if name.startswith("Best-of-")]
+    return Finding(YES if all(times[GENARM] < times[name] for name in picked) else NO, text)
 
 
 def usual(settings: Row, method: str) -> str:
@@ -103,32 +114,33 @@ def usual(settings: Row, method: str) -> str:
     return next(name for name, row in settings.items() if row["method"] == method and row["strength"] == 1.0)
 
 
-def claims(result: Row) -> list[tuple[str, str, str]]:
-    """Return one row a claim that this data set can speak to: claim, ours, verdict."""
-    return [
-        ("“matches the performance of training-time methods”", *against_training(result)),
-        (
-            "“significantly outperforms prior test-time alignment baselines” (theirs: ARGS and Transfer-Q, which were not "
-            "run here; ours: Best-of-N and a system prompt)",
-            *against_test_time(result),
-        ),
-        ("“efficient”: less work an answer than Best-of-N, which writes N answers", *cost(result)),
-        (
-            "no claim of theirs, but under it: more than sharpening, GenARM − sharper base at equal KL",
-            *over_sharpening(result),
-        ),
-    ]
+CLAIMS = (
+    ("“matches the performance of training-time methods”: GenARM − DPO at equal KL", against_training),
+    ("the same, both at strength 1, whatever their KL", as_usually_run),
+    (
+        "“significantly outperforms prior test-time alignment baselines”: GenARM at equal KL minus Best-of-N and a system "
+        "prompt (the paper's ARGS and Transfer-Q were not run here)",
+        at_test_time_equal,
+    ),
+    ("the same, GenARM at strength 1, whatever its KL", at_test_time_usual),
+    ("under these, and no claim of theirs: GenARM − sharper base at equal KL", over_sharpening),
+)
 
 
-ELSEWHERE = [
+def claims(result: Row) -> list[list[str]]:
+    """Return one row a claim that a data set can speak to: the claim, and what each judge says of it."""
+    judged = result["judged"].values()
+    rows = [[claim, *(str(finding(numbers)) for numbers in judged)] for claim, finding in CLAIMS]
+    costs = ["“efficient”: less work an answer than Best-of-N, which writes N answers", str(cost(result))]
+    return [*rows, costs + ["the same"] * (len(judged) - 1)]
+
+
+ELSEWHERE = (
     ("weak-to-strong guidance", "another study: [weak to strong](../weak_to_strong/README.md)"),
     ("several objectives without retraining", "another study: [two objectives](../two_objectives/README.md)"),
     (
         "an ARM can express any distribution that a trajectory-level reward can",
         "another study: [theory](../../docs/theory.md)",
     ),
-    (
-        "anything about 7-billion-parameter models, human preferences on HH-RLHF, or a judge such as GPT-4",
-        "not testable here",
-    ),
-]
+    ("models of 7 billion parameters, people's preferences, a language model as the judge", "not testable here"),
+)
