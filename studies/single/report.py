@@ -15,7 +15,7 @@ from single.ranking import mean
 from single.verdict import ELSEWHERE, claims, shown
 
 Row = Mapping[str, Any]
-TICKS = (0, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200)
+TICKS = (0, 1, 3, 6, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200)
 
 
 def write_report(results: Sequence[Row], output: Path, intro: Path, command: str) -> None:
@@ -250,7 +250,8 @@ def plot(result: Row, stem: Path) -> None:
                 axis.plot(between, np.interp(between, x, y), linewidth=1.4, color=marks[0].get_color())
         axis.set_xscale("function", functions=(lambda v: np.sqrt(np.abs(v)), np.square))
         axis.set_xlim(left=0)
-        axis.set_xticks([t for t in TICKS if t <= axis.get_xlim()[1]])
+        ticks = [t for t in TICKS if t <= axis.get_xlim()[1]]
+        axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.set_xlabel("KL to the base, nats an answer (axis: its square root)")
         axis.set_ylabel(f"reward: {result['data']}, by {judge}")
         axis.grid(alpha=0.3)

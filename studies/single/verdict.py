@@ -48,13 +48,8 @@ def against_training(numbers: Row) -> Finding:
     gaps = [level["GenARM − DPO"] for level in levels if level["GenARM − DPO"]]
     gain = abs(numbers["settings"][usual(numbers["settings"], DPO)]["gain"]["value"])
     text = "; ".join(f"{shown(level['GenARM − DPO'])} at {level['kl']:.1f} nats" for level in levels)
-    better, worse = any(g["low"] > 0 for g in gaps), any(g["high"] < 0 for g in gaps)
     narrow = all(max(abs(g["low"]), abs(g["high"])) <= MATCH * gain for g in gaps)
-    if better and worse:
-        return Finding("better at some KL, worse at other", text)
-    if worse:
-        return Finding(NO, text)
-    return Finding(YES if better or narrow else UNSURE, text)
+    return Finding(YES if narrow else _word_of_curve(gaps), text)
 
 
 def as_usually_run(numbers: Row) -> Finding:
@@ -85,11 +80,19 @@ def over_sharpening(numbers: Row) -> Finding:
     parts = [f"w = {row['strength']:g}: {shown(row['over_sharper'])}" for row in known]
     beyond = len(rows) - len(known)
     parts += [f"strengths that lie further from the base than any temperature that was run: {beyond}"] if beyond else []
-    return Finding(_word([row["over_sharper"] for row in known]), "; ".join(parts))
+    return Finding(_word_of_curve([row["over_sharper"] for row in known]), "; ".join(parts))
+
+
+def _word_of_curve(values: Sequence[Row]) -> str:
+    """Return confirmed if one point of a curve lies above 0 and none below."""
+    better, worse = any(v["low"] > 0 for v in values), any(v["high"] < 0 for v in values)
+    if better and worse:
+        return "better at some KL, worse at other"
+    return NO if worse else YES if better else UNSURE
 
 
 def _word(values: Sequence[Row]) -> str:
-    """Return confirmed if every interval lies above 0, not confirmed if one lies below."""
+    """Return confirmed if GenARM is above every method, not confirmed if it is below one."""
     if values and all(v["low"] > 0 for v in values):
         return YES
     return NO if any(v["high"] < 0 for v in values) else UNSURE
