@@ -1,9 +1,9 @@
 """Fronts of several objectives: hypervolume, inner product with the preference, spread, monotonicity, with intervals.
 
 A method answers the same prompts under G preferences α; its rewards are (G, P, K): preference, prompt, objective. Their
-mean over prompts, ρ(α), (G, K), is the method's front. A method that was trained S times has S of them. Every objective is
-maximised; a cost is negated beforehand. Pure NumPy, no model. Follows the metrics of PARM (arXiv 2505.06274) and UniARM
-(arXiv 2602.09538).
+mean over prompts, ρ(α), (G, K), is the method's front; a method trained S times has S of them. Every objective is
+maximised; a cost is negated beforehand. Pure NumPy, no model. Follows the metrics of PARM (arXiv 2505.06274) and
+UniARM (arXiv 2602.09538).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def monotonicity(preferences: ArrayLike, rewards: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95 % percentile-bootstrap interval over prompts, and over training runs where there are several."""
+    """A number with its 95 % percentile-bootstrap interval over prompts, and over training runs if several."""
 
     value: float
     low: float
@@ -199,7 +199,7 @@ class FrontSummary:
         hypervolume_gain: hypervolume minus the baseline's on the same resampled prompts; ``None`` without a baseline.
         mip_gain: ``mip_rescaled`` minus the baseline's, likewise.
         spread: (K,), how far each objective moves.
-        monotonicity: (K,), Kendall's τ_b of α_i and ρ_i(α); runs in which ρ_i is constant are passed over, NaN if all are.
+        monotonicity: (K,), Kendall's τ_b of α_i and ρ_i(α) over the runs in which ρ_i moves; NaN if in none.
         reference: (K,), the reference point.
     """
 
@@ -228,15 +228,15 @@ def summarise_fronts(
 ) -> dict[str, FrontSummary]:
     """Compare methods that answered the same prompts over the same grid, once or after each of several training runs.
 
-    Intervals are percentiles over bootstrap samples: training runs are drawn, where there are several, and prompts. All
-    methods see the same samples, so gains over the baseline are paired, by run too: let run s of two methods share what a
-    seed decides. A method of one run is taken as it is, so its interval holds no variation of training. Reference and
-    rescaling are those of the full data in every sample.
+    Intervals are percentiles over bootstrap samples: training runs are drawn, where there are several, and prompts.
+    All methods see the same samples, so gains over the baseline are paired, by run too: let run s of two methods share
+    what a seed decides. A method of one run is taken as it is, so its interval holds no variation of training.
+    Reference and rescaling are those of the full data in every sample.
 
     Args:
         preferences: (G, K), the grid.
-        rewards: method → (G, P, K), reward of each answer, or (S, G, P, K) of S runs, the same S for all or 1; P prompts in
-            the same order everywhere.
+        rewards: method → (G, P, K), reward of each answer, or (S, G, P, K) of S runs, the same S for all or 1; prompts
+            in the same order everywhere.
         reference: (K,); default: :func:`default_reference` of the compared fronts.
         baseline: the method that gains are over.
         resamples: bootstrap samples.
