@@ -84,7 +84,7 @@ def rank_methods(data: DataSet, options: Any, pairs: Pairs, trained: dict[str, A
     found: dict[str, np.ndarray] = {}
     for name, made in trained.items():
         print(f"{data.name}: ranking with {name}", flush=True)
-        folders = [{k: Path(v) for k, v in run["folders"].items()} for run in made["runs"]]
+        folders = [{k: Path(v) for k, v in run["folders"].items()} for run in made["runs"][: options.rank_runs]]
         found[name] = np.stack([margins(data, METHODS[name], f, pairs.val, alphas, options, work) for f in folders])
     return {"rank_alphas": alphas.tolist(), "ranking": rank_all(data, pairs.val, found, alphas, options, work)}
 

@@ -82,12 +82,18 @@ def test_budget_names_every_step_and_grows_with_the_pairs():
     few, many = parser.parse_args([]), parser.parse_args(["--train-pairs", "480"])
     a, b = (dict(plan.budget(o, plan.DATA_SETS["helpful_concise"])) for o in (few, many))
     grows = ("training", "ablations")
-    assert a["training"] == pytest.approx(
-        (2 * 4 / 3 + 2 + 3) * 240 * 165 / 200 / 60
-    )  # MOD's policies, GenARM, the rest
+    assert a["training"] == pytest.approx((2 + 1 + 1) * 240 * 165 / 200 / 60)  # GenARM, PARM, UniARM
     for step in grows:
         assert b[step] == pytest.approx(2 * a[step])
     assert {k: v for k, v in a.items() if k not in grows} == {k: v for k, v in b.items() if k not in grows}
+
+
+def test_budget_counts_seeds_and_trains_the_policies_of_two_methods_once():
+    parser = ArgumentParser()
+    plan.add_arguments(parser)
+    both = parser.parse_args(["--methods", "Rewarded Soups", "MOD", "--seeds", "0", "1", "2"])
+    training = dict(plan.budget(both, plan.DATA_SETS["helpful_concise"]))["training"]
+    assert training == pytest.approx(3 * 2 * 4 / 3 * 240 * 165 / 200 / 60)  # a base forward beside forward and backward
 
 
 def _row(helpful: int, concise: int) -> Comparison:
@@ -170,7 +176,7 @@ def test_seeds_of_a_method():
     chosen = SimpleNamespace(**options)
     assert seeds_of(chosen, data_set, "GenARM") == list(data_set.seeds)
     assert seeds_of(chosen, data_set, "UniARM-DA") == list(data_set.seeds)[:1]
-    assert seeds_of(SimpleNamespace(seeds=[5, 6]), data_set, "MOD") == [5, 6]
+    assert seeds_of(SimpleNamespace(seeds=[5, 6]), data_set, "UniARM-DA") == [5, 6]
 
 
 def test_margins_of_policies_are_their_implicit_rewards(monkeypatch):

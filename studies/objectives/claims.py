@@ -64,6 +64,7 @@ def claims_table(results: Sequence[Row]) -> list[str]:
                 if method in fronts and others:
                     ours, verdict = outcome(fronts, method, others)
                     lines.append(f"| {says} | {result['data']}, {method}: {ours} | {verdict} |")
+                    says = ""
     return lines
 
 

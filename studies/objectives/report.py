@@ -64,7 +64,7 @@ def how_to_read(results: Sequence[Row]) -> list[str]:
         "## How to read the tables",
         "",
         "A number is the mean over training seeds, each measured by itself; its 95 % interval is from a bootstrap that draws "
-        "seeds, then prompts. Three seeds say little of how training varies, and a method of one seed has an interval over "
+        "seeds, then prompts. A few seeds say little of how training varies, and a method of one seed has an interval over "
         "prompts only. A difference is called greater or smaller only where its interval, paired by seed and prompt, leaves "
         "zero out; no correction is made for how many are looked at. GenARM, PARM and UniARM stand beside the untrained "
         "guide at the same weight, Rewarded Soups and MOD beside the base, which is what they are untrained. Hypervolume "
