@@ -119,6 +119,11 @@ def prepare(
             "An untrained guide on the base's own weights is the base itself, so guiding with it at weight w is the "
             "base at temperature τ/(1 + w) exactly: one and the same control under both names, run once."
         )
+    if controls.NOTHING in forms.values():
+        run.notes.append(
+            "An untrained policy scores 0 everywhere, so what it guides is the base: the comparison with the base is "
+            "that with the untrained policy."
+        )
     if config.temperature == 0:
         run.notes.append(
             "At temperature 0 a sharper base writes the base's own text, so the base is its own control; KL and "

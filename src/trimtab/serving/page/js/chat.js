@@ -96,6 +96,7 @@ export class Chat {
       view: settings.scores ? settings.view : "text",
       measure: settings.measure,
       weights: appliedWeights(settings.pulls, settings.strength),
+      guides: this.info.guides,
       onView: (view) => this.store.set({ view }),
     });
     answer.onDraw = () => this.drawn(turn);
