@@ -243,6 +243,7 @@ def test_a_scorer_that_is_the_guide_is_refused_unless_forced(capsys, options, gu
     code, out, err = evaluate(capsys, *arguments)
     assert (code, out) == (1, "")
     assert "is the guide 'manners' itself" in err
+    assert "run with --scorers length; " in err
     assert "--force" in err
     assert not (tmp_path / "run").exists()
     code, out, _ = evaluate(capsys, *arguments, "--force", "--json")
