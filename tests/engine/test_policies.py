@@ -177,9 +177,10 @@ def test_what_is_noted_while_writing_is_what_a_reading_and_a_score_say(aligned):
         for note in (a, b):
             assert note.guides == pytest.approx({name: score.guides[name][t] for name in "pqr"}, abs=1e-4)
             assert note.objectives["q-ness"] == note.guides["q"]
-            assert note.policies == {"p", "q", "p-ness", "q-ness"}
-            assert note.log_ratio("p-ness") == note.guides["p"]
-            assert note.log_ratio("r-ness") == pytest.approx(note.guides["r"] - score.base[t], abs=1e-4)
+            assert (note.policies, note.policy_objectives) == ({"p", "q"}, {"p-ness", "q-ness"})
+            assert note.log_ratio(objective="p-ness") == note.log_ratio(guide="p") == note.guides["p"]
+            assert note.log_ratio(guide="r") == note.log_ratio(objective="r-ness")
+            assert note.log_ratio(objective="r-ness") == pytest.approx(note.guides["r"] - score.base[t], abs=1e-4)
 
 
 def test_guidance_that_changes_acts_from_the_next_token_on(aligned):
