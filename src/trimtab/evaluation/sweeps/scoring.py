@@ -127,6 +127,7 @@ def pick_best(candidates: Sequence[Record], scorer: Scorer, best_of: int, settin
                 "sample": group[0]["sample"] // best_of,
                 "diagnostics": {**found, "kl": kl, "kl_estimator": "upper bound for best of n"},
                 "picked_from": [candidate["key"] for candidate in group],
+                "drawn": dict(found),
             }
         )
     return picked
