@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,14 @@ def test_guide_json_says_what_it_is_made_of(kitchen):
     assert made.training["rank"] == 4 + 2 + 5
     assert made.training["parts_data_sha256"] == "11111111, 22222222, 33333333"
     assert str(first.weights_sha256["adapter_model.safetensors"]) in made.training["parts_sha256"]
+
+
+def test_the_card_of_a_soup_runs(llama_folder, tmp_path, monkeypatch, capsys):
+    kitchen = cook(tmp_path, llama_folder)
+    monkeypatch.chdir(kitchen.soup)
+    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), flags=re.DOTALL)
+    exec(blocks[1], {})
+    assert float(capsys.readouterr().out) != 0
 
 
 def test_a_soup_of_arms_is_an_arm(llama_folder, tmp_path):
