@@ -105,7 +105,7 @@ DATA_SETS = {
             ("Rewarded Soups", "MOD", "GenARM", "PARM", "UniARM", "UniARM-alpha", "UniARM-DA"),
             ("text, shared trunk", "alpha", "alpha, scale only", "alpha, shift only", "λ 0"),
             seeds=(0, 2),
-            once=("Rewarded Soups", "MOD", "UniARM", "UniARM-DA"),
+            once=("UniARM", "UniARM-DA"),
         ),
     )
 }
