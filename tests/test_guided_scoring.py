@@ -111,6 +111,44 @@ def test_values_and_gradients_equal_separate_forwards(name, share):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def _ratios(model, base, pairs):
+    """Two forwards an answer: Σ_t log π − log π_ref."""
+    sums = []
+    for pair in pairs:
+        for answer in (pair.a_ids, pair.b_ids):
+            ids = torch.tensor([pair.prompt_ids + answer])
+            with torch.no_grad():
+                plain = torch.log_softmax(base(ids).logits[0], -1)
+            own = torch.log_softmax(model(ids).logits[0], -1) - plain
+            start = len(pair.prompt_ids) - 1
+            sums.append(own[start : start + len(answer)].gather(1, torch.tensor(answer)[:, None]).sum())
+    return torch.stack(sums[0::2]), torch.stack(sums[1::2])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("share", [True, False])
+def test_ratios_to_the_base_equal_separate_forwards(name, share):
+    model, base, told = _make(name)
+    pairs = _pairs()
+    with preference(model, ALPHA) if name in ("moslora-text", "pblora") else nullcontext():
+        scorer = PairScorer(model, max_length=64, share_prompt=share, base=told)
+        expected = torch.stack(_ratios(model, base, pairs))
+        got = torch.stack(scorer(model, scorer.layout(pairs), against_base=True))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        listed = torch.stack(sequence_logprobs(model, pairs, scorer=scorer, batch_size=3, against_base=True))
+        torch.testing.assert_close(listed.double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+    wanted = _gradients((expected * weights).sum(), model)
+    for a, b in zip(_gradients((got * weights).sum(), model), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_ratios_need_the_base():
+    scorer = PairScorer(tiny.make_llama(), max_length=64)
+    with pytest.raises(ConfigError, match="need the base beside the guide"):
+        scorer(tiny.make_llama(), scorer.layout(_pairs()), against_base=True)
+
+
 def test_an_unusual_head_takes_the_generic_path():
     class Doubled(torch.nn.Linear):
         def forward(self, input):

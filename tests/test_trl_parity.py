@@ -1,4 +1,4 @@
-"""Loss and gradients equal TRL's CPO with ``loss_type="sigmoid", cpo_alpha=0`` (GenARM's loss), if TRL is here."""
+"""Loss and gradients equal TRL's, if TRL is here: CPO's with ``loss_type="sigmoid", cpo_alpha=0`` (GenARM's), DPO's."""
 
 from __future__ import annotations
 
@@ -62,6 +62,45 @@ def test_loss_and_gradients_equal_cpo(make, tmp_path):
     ours = preference_loss(chosen, rejected, beta=0.05).mean()
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     assert float(chosen.mean().detach()) == pytest.approx(float(metrics["eval_logps/chosen"]), rel=1e-5)
+    for a, b in zip(torch.autograd.grad(ours, parameters), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_loss_and_gradients_equal_dpo(beta, tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    tokenizer = tiny.make_tokenizer(chat=False)
+    model, reference = tiny.make_llama(seed=1).requires_grad_(True), tiny.make_llama(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = trl.DPOConfig(
+            output_dir=str(tmp_path),
+            beta=beta,
+            max_length=64,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = trl.DPOTrainer(
+            model=model,
+            ref_model=reference,
+            args=config,
+            train_dataset=datasets.Dataset.from_list(ROWS),
+            processing_class=tokenizer,
+        )
+        features = [trainer.train_dataset[i] for i in range(3)]
+        theirs = trainer.compute_loss(model, trainer.data_collator(features))
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(theirs, parameters)
+    scorer = PairScorer(model, max_length=64, base=reference)
+    pairs = [EncodedPair(f["prompt_ids"], f["chosen_ids"], f["rejected_ids"]) for f in features]
+    chosen, rejected = scorer(model, scorer.layout(pairs), common_gradient=False, against_base=True)
+    ours = preference_loss(chosen, rejected, beta=beta).mean()
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     for a, b in zip(torch.autograd.grad(ours, parameters), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 

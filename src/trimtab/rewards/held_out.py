@@ -61,6 +61,7 @@ def rank_guide(
         untrained=base.model if full else None,
         batch_size=batch_size,
         guided_by=manifest.decoded_weight,
+        against_base=manifest.kind == "policy",
         base=base.model if full else None,
     )
     return report, prepared

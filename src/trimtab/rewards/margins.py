@@ -57,6 +57,8 @@ class Guides:
 class PairMargins:
     """What N pairs score: log π(a|x) − log π(b|x), nats, in the order in which the answers are written.
 
+    Of a policy it is log π − log π_ref, π_ref its base, whose own log π_ref then stands for "untrained".
+
     Attributes:
         guided: (A, N) at A preferences of a conditioned guide, or (K, N) of K plain guides.
         untrained: (1, N) or (K, N), the same without the guides' training.
@@ -193,14 +195,15 @@ def _score(
     full = manifest.adapter == "full"
     other = base.model if full else model
     off: Callable[[], AbstractContextManager[Any]] = nullcontext if full else model.disable_adapter
-    decoded = (manifest.decoded_weight, base.model if full else None)
+    own: dict[str, Any] = {"guided_by": manifest.decoded_weight, "base": base.model if full else None}
+    policy = manifest.kind == "policy"
     scored: list[Tensor] = []
     try:
         for alpha in [None] if alphas is None else alphas:
             with nullcontext() if alpha is None else told(model, alpha, manifest):
-                scored.append(_margins(model, pairs, longest, batch_size, decoded))
+                scored.append(_margins(model, pairs, longest, batch_size, **own, against_base=policy))
         with off():
-            untrained = _margins(other, pairs, longest, batch_size, decoded)
+            untrained = _margins(other, pairs, longest, batch_size, **own)
     finally:
         if not full:
             model.unload()  # the next guide may stand on the same base
@@ -216,15 +219,14 @@ def told(model: Any, alpha: Tensor, manifest: GuideManifest) -> AbstractContextM
 
 
 def _margins(
-    model: Any, pairs: Sequence[EncodedPair], longest: int, batch_size: int, decoded: tuple[float | None, Any]
+    model: Any, pairs: Sequence[EncodedPair], longest: int, batch_size: int, *, base: Any, **reading: Any
 ) -> Tensor:
     """Return (N,) float64; a pair of equal answers has exactly 0 and costs nothing."""
     margins = torch.zeros(len(pairs), dtype=torch.float64)
     unequal = [n for n, pair in enumerate(pairs) if not pair.equal]
     if unequal:
-        weight, base = decoded
         scorer = PairScorer(model, max_length=longest, base=base)
         chosen = [pairs[n] for n in unequal]
-        a, b = sequence_logprobs(model, chosen, scorer=scorer, batch_size=batch_size, guided_by=weight)
+        a, b = sequence_logprobs(model, chosen, scorer=scorer, batch_size=batch_size, **reading)
         margins[unequal] = (a - b).double()
     return margins

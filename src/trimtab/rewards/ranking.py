@@ -165,6 +165,7 @@ def rank(
     untrained_margins: Sequence[float] | None = None,
     batch_size: int = 16,
     guided_by: float | None = None,
+    against_base: bool = False,
     base: Any | None = None,
 ) -> RankReport:
     """Rank pairs (chosen answer first) with a guide and without its training.
@@ -179,12 +180,14 @@ def rank(
         untrained_margins: the untrained model's margins where they are known already (as after training).
         batch_size: pairs in one forward.
         guided_by: w, to rank by the reward that decoding with this weight acts on (for guides trained on that).
-        base: the base of a fully trained guide, which ``guided_by`` needs.
+        against_base: rank by log π − log π_ref, π_ref the base (for policies). Beside it stands what the base's own
+            log π_ref ranks, because an untrained policy has the same reward, 0, for every answer.
+        base: the base of a fully trained guide, which ``guided_by`` and ``against_base`` need.
     """
     if not pairs:
         raise DataError(f"There is no pair to rank for {objective!r}.")
     options: Any = {"max_length": max_length, "batch_size": batch_size, "guided_by": guided_by}
-    guided = score_margins(model, pairs, **options, base=base)
+    guided = score_margins(model, pairs, **options, base=base, against_base=against_base)
     if untrained_margins is None:
         other = model if untrained is None else untrained
         off: Callable[[], AbstractContextManager[Any]] = getattr(other, "disable_adapter", nullcontext)
@@ -202,14 +205,17 @@ def score_margins(
     max_length: int,
     batch_size: int = 16,
     guided_by: float | None = None,
+    against_base: bool = False,
     base: Any | None = None,
 ) -> list[float]:
-    """Return log π(a|x) − log π(b|x) of each pair, nats; with ``guided_by`` = w, of the reward that decoding acts on.
+    """Return log π(a|x) − log π(b|x) of each pair, nats.
 
-    ``base`` is then needed for a fully trained model (see :class:`PairScorer`).
+    With ``guided_by`` = w it is the reward that decoding acts on in place of log π, with ``against_base`` log π − log
+    π_ref; ``base`` is then needed for a fully trained model (see :class:`PairScorer`).
     """
     scorer = PairScorer(model, max_length=max_length, base=base)
-    a, b = sequence_logprobs(model, pairs, scorer=scorer, batch_size=batch_size, guided_by=guided_by)
+    options: Any = {"batch_size": batch_size, "guided_by": guided_by, "against_base": against_base}
+    a, b = sequence_logprobs(model, pairs, scorer=scorer, **options)
     return [float(m) for m in a - b]
 
 

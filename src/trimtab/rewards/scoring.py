@@ -67,7 +67,7 @@ class PairScorer:
             share_prompt: ``False`` encodes every answer in a row of its own.
             head_dtype: dtype of the output layer's matrix product; default: the wider of state's and weight's.
             base: what decoding will guide, where that is not ``model`` with its adapters off: a frozen copy of the
-                start, if the whole model is trained. Only ``guided_by`` needs it.
+                start, if the whole model is trained. ``guided_by`` and ``against_base`` need it.
 
         Raises:
             ConfigError: ``base`` is of another architecture or vocabulary than ``model``.
@@ -95,7 +95,13 @@ class PairScorer:
         return layout_pairs(pairs, branched=self.branched, share_root=share_root)
 
     def __call__(
-        self, model: Any, batch: PairBatch, *, common_gradient: bool = True, guided_by: Tensor | None = None
+        self,
+        model: Any,
+        batch: PairBatch,
+        *,
+        common_gradient: bool = True,
+        guided_by: Tensor | None = None,
+        against_base: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return the summed log-probabilities of both answers, EOS included.
 
@@ -106,31 +112,53 @@ class PairScorer:
                 both sums, so the gradient of any function of their difference is unchanged, and cheaper.
             guided_by: (P,) the pull w with which each pair's answers shall be decoded. Then the sums are of
                 :func:`trimtab.rewards.guided_logprobs.decoded_reward`'s h in place of the log-probabilities.
+            against_base: return log π − log π_ref, π_ref the base, which gets no gradient: what DPO
+                (arXiv 2305.18290, eq. 7) compares. Not together with ``guided_by``.
 
         Returns:
             Two (P,) float32 tensors, nats.
 
         Raises:
             GuidanceError: ``guided_by`` has another shape, or holds what is not a number above 0.
-            ConfigError: ``guided_by`` is given, but the base is not known.
+            ConfigError: the base is needed, but it is not known.
         """
         pairs = batch["pair_index"].shape[0]
         w = base = None
+        if guided_by is not None or against_base:
+            base = self._base_states(model, batch)
         if guided_by is not None:
             w = _checked_pull(guided_by, pairs).to(batch["owner"].device)
-            base = self._base_states(model, batch)
         states = self._states(model, self._causal, batch)
-        own = self._logprobs(
-            states, base, batch["source"], batch["target"], None if w is None else w[batch["owner"] // 2]
-        )
+        beside = None if w is None else base
+        own = self._sums_of(states, beside, batch, w, common_gradient, self._causal)
+        if against_base and base is not None:
+            causal = self._causal if self._base is None else causal_model(self._base)
+            with torch.no_grad():
+                reference = self._sums_of(base, None, batch, None, False, causal)
+            own = own - reference
+        return own[0::2], own[1::2]
+
+    def _sums_of(
+        self,
+        states: Tensor,
+        base: Tensor | None,
+        batch: PairBatch,
+        w: Tensor | None,
+        common_gradient: bool,
+        causal: Any,
+    ) -> Tensor:
+        """Return the sums over the answers of P pairs, (2·P,): of each pair the first answer's, then the second's."""
+        pairs = batch["pair_index"].shape[0]
+        pull = None if w is None else w[batch["owner"] // 2]
+        own = self._logprobs(causal, states, base, batch["source"], batch["target"], pull)
         sums = own.new_zeros(2 * pairs).index_add(0, batch["owner"], own)
         if batch["common_source"].numel():
             with torch.set_grad_enabled(common_gradient and torch.is_grad_enabled()):
                 w = None if w is None else w[batch["common_owner"]]
-                both = self._logprobs(states, base, batch["common_source"], batch["common_target"], w)
+                both = self._logprobs(causal, states, base, batch["common_source"], batch["common_target"], w)
                 common = both.new_zeros(pairs).index_add(0, batch["common_owner"], both)
             sums = sums + common.repeat_interleave(2)
-        return sums[0::2], sums[1::2]
+        return sums
 
     def _states(self, model: Any, causal: Any, batch: PairBatch) -> Tensor:
         """Return what predicts each token: final hidden states (R·L, D), or logits (R·L, V) without a plain head."""
@@ -155,21 +183,21 @@ class PairScorer:
                 return self._states(self._base, causal_model(self._base), batch)
         if self._adapted is None:
             raise ConfigError(
-                "Decode-aware scores need the base beside the guide, and this model has no adapters to switch off: "
+                "These scores need the base beside the guide, and this model has no adapters to switch off: "
                 "pass PairScorer(..., base=copy), a frozen copy of the model before its training."
             )
         with as_in_decoding(self._adapted), self._adapted.disable_adapter():
             return self._states(model, self._causal, batch)
 
     def _logprobs(
-        self, states: Tensor, base: Tensor | None, source: Tensor, target: Tensor, w: Tensor | None
+        self, causal: Any, states: Tensor, base: Tensor | None, source: Tensor, target: Tensor, w: Tensor | None
     ) -> Tensor:
         picked = states[source]
         beside = None if base is None else base[source]
         if not self.plain_head:
             return _generic_logprobs(picked, target, beside, w)
-        head = self._causal.get_output_embeddings()
-        scale, softcap = logit_shape(self._causal.config)
+        head = causal.get_output_embeddings()
+        scale, softcap = logit_shape(causal.config)
         shape: dict[str, Any] = {"bias": head.bias, "scale": scale, "softcap": softcap, "dtype": self._head_dtype}
         if beside is None or w is None:
             return token_logprobs(picked, head.weight, target, **shape)
@@ -218,6 +246,7 @@ def sequence_logprobs(
     scorer: PairScorer | None = None,
     batch_size: int = 16,
     guided_by: float | None = None,
+    against_base: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return log π(a|x) and log π(b|x) of each pair, without gradients, pairs of like length batched together.
 
@@ -227,6 +256,7 @@ def sequence_logprobs(
         scorer: made for ``model``; a new one by default.
         batch_size: pairs a forward.
         guided_by: w, for the reward that decoding with this pull acts on, in place of the log-probability.
+        against_base: return log π − log π_ref, π_ref the base.
 
     Returns:
         Two (P,) float32 tensors on the CPU, nats, in the order of ``pairs``.
@@ -241,7 +271,8 @@ def sequence_logprobs(
             chosen = order[start : start + batch_size]
             batch = on_device(scorer.layout([pairs[i] for i in chosen]), device)
             w = None if guided_by is None else torch.full((len(chosen),), guided_by)
-            result[:, chosen] = torch.stack(scorer(model, batch, guided_by=w)).float().cpu()
+            found = scorer(model, batch, guided_by=w, against_base=against_base)
+            result[:, chosen] = torch.stack(found).float().cpu()
     return result[0], result[1]
 
 

@@ -1,4 +1,4 @@
-"""The adapter a method trains: GenARM's LoRA, PARM's PBLoRA, UniARM's MoSLoRA."""
+"""The adapter a method trains: GenARM's and DPO's LoRA, PARM's PBLoRA, UniARM's MoSLoRA."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trimtab.validation import refuse_unknown
 
 ADAPTERS: dict[Method, Literal["lora", "pblora", "moslora"]] = {
     "genarm": "lora",
+    "dpo": "lora",
     "parm": "pblora",
     "uniarm": "moslora",
 }
@@ -49,7 +50,7 @@ def make_adapter_config(config: TrainConfig, base: Base, objectives: Sequence[st
         "fan_in_fan_out": any(isinstance(m, Conv1D) for m in base.model.modules()),
     }
     made: Any = _MAKERS[config.method](config, base, objectives, own)
-    if config.method == "genarm":
+    if ADAPTERS[config.method] == "lora":
         check_lora_config(made)
     return made
 
@@ -164,4 +165,4 @@ def _made(kind: Any, config: TrainConfig, own: dict[str, Any], make: Any = None)
         raise ConfigError(f"The adapter cannot be made: {' '.join(str(error).split())}") from error
 
 
-_MAKERS = {"genarm": _lora, "parm": _pblora, "uniarm": _moslora}
+_MAKERS = {"genarm": _lora, "dpo": _lora, "parm": _pblora, "uniarm": _moslora}

@@ -15,12 +15,21 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LossType = Literal["sigmoid", "hinge"]
-Method = Literal["genarm", "parm", "uniarm", "scalar"]
+Method = Literal["genarm", "parm", "uniarm", "dpo", "scalar"]
 DecodeWeights = Literal["fixed", "drawn", "conditioned"]
+
+DPO_BETA = 0.1
+"""DPO's β where none is given (arXiv 2305.18290, appendix B)."""
 
 _MOSLORA = ("condition", "modulation", "generator")
 _CONDITIONED = ("objectives", "betas", "alpha_per", "alpha_concentration", "ties")
-_ONE_OBJECTIVE = ("genarm", "scalar")
+_ONE_OBJECTIVE = ("genarm", "dpo", "scalar")
+_NOT_FOR: dict[str, tuple[tuple[str, ...], str]] = {
+    "dpo": (("loss",), "methods that train a reward"),
+    "scalar": (("beta", "weight", "loss"), "methods that train a guide"),
+    "parm": ((*_MOSLORA, "global_loss_weight"), "the method 'uniarm'"),
+}
+"""Method → the options it has no use for, and whose they are."""
 _DECODING = ("decode_weights", "decode_weight_range")
 
 _NOT_SAVED = {"resume_from_checkpoint", "overwrite_output_dir"}
@@ -39,7 +48,7 @@ class TrainConfig(BaseModel):
     data: list[str] = _field("Data", ..., "Preference pairs: files or hub data sets (repeatable).", min_length=1)
     eval_data: list[str] = _field("Data", [], "Held-out pairs: ranked before and after training (repeatable).")
     objective: str | None = _field(
-        "Data", None, "Which label 'genarm' or 'scalar' learns; may be left out if the data has only one."
+        "Data", None, "Which label 'genarm', 'dpo' or 'scalar' learns; may be left out if the data has only one."
     )
     objectives: list[str] = _field(
         "Data", [], "Which labels 'parm' and 'uniarm' learn, as NAME,NAME in the guide's order; none named: all."
@@ -97,12 +106,15 @@ class TrainConfig(BaseModel):
         "Loss",
         "genarm",
         "'genarm' (arXiv 2410.08193): one objective; 'parm' (2505.06274) and 'uniarm' (2602.09538): several at once; "
-        "'scalar': a reward model of one number an answer, which judges and does not guide.",
+        "'dpo' (2305.18290): an aligned model, to be decoded as such or mixed with others; 'scalar': a reward model of "
+        "one number an answer, which judges and does not guide.",
     )
     loss: Literal["preference", "decode-aware"] = _field(
         "Loss", "preference", "'preference' (the papers'), or 'decode-aware': of the policy that is sampled from."
     )
-    beta: float = _field("Loss", 0.05, "β_r, the reward that one nat of log-probability is worth.", gt=0)
+    beta: float = _field(
+        "Loss", 0.05, "β_r, the reward that one nat of log-probability is worth; dpo's default is 0.1.", gt=0
+    )
     betas: dict[str, float] = _field("Loss", {}, "OBJECTIVE=β_r where it is not --beta (repeatable).")
     global_loss_weight: float | None = _field(
         "Loss", None, "uniarm: λ, weight of the loss on the mixed label (default: 0.1).", ge=0
@@ -154,6 +166,13 @@ class TrainConfig(BaseModel):
         "Run", {}, "Any other option of transformers.TrainingArguments, as KEY=VALUE (repeatable)."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_beta(cls, values: Any) -> Any:
+        if isinstance(values, dict) and cast("Any", values).get("method") == "dpo":
+            return {"beta": DPO_BETA, **cast("dict[str, Any]", values)}
+        return values
+
     @field_validator("objectives", mode="before")
     @classmethod
     def _split(cls, names: Any) -> Any:
@@ -175,13 +194,11 @@ class TrainConfig(BaseModel):
         if self.method in _ONE_OBJECTIVE:
             self._refuse(given, (*_CONDITIONED, *_MOSLORA, "global_loss_weight"), "the methods 'parm' and 'uniarm'")
         elif self.objective is not None:
-            raise ValueError(f"objective is for 'genarm' and 'scalar': {self.method!r} takes objectives")
+            raise ValueError(f"objective is for 'genarm', 'dpo' and 'scalar': {self.method!r} takes objectives")
         elif self.full_finetune:
-            raise ValueError(f"full_finetune is for 'genarm' and 'scalar': {self.method!r} trains an adapter")
-        if self.method == "scalar":
-            self._refuse(given, ("beta", "weight", "loss"), "methods that train a guide")
-        if self.method == "parm":
-            self._refuse(given, (*_MOSLORA, "global_loss_weight"), "the method 'uniarm'")
+            raise ValueError(f"full_finetune is for 'genarm', 'dpo' and 'scalar': {self.method!r} trains an adapter")
+        names, owner = _NOT_FOR.get(self.method, ((), ""))
+        self._refuse(given, names, owner)
         if self.loss != "decode-aware":
             self._refuse(given, _DECODING, "loss 'decode-aware'")
         elif self.weight <= 0:
@@ -217,6 +234,11 @@ class TrainConfig(BaseModel):
     def conditioned(self) -> bool:
         """Whether the guide takes a preference vector."""
         return self.method not in _ONE_OBJECTIVE
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the loss is of more than the trained model: of the base it started from, too."""
+        return self.method == "dpo" or self.loss == "decode-aware"
 
     @property
     def drawn_per(self) -> Literal["example", "batch"]:

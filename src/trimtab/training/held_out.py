@@ -51,6 +51,10 @@ class HeldOut:
             "base": self._base,
         }
 
+    @property
+    def _scoring_trained(self) -> dict[str, Any]:
+        return {**self._scoring, "against_base": self._config.method == "dpo"}
+
     def before(self, model: Any) -> None:
         """Score the pairs with the untrained model, which is the base whatever the preference."""
         if self._pairs:
@@ -75,7 +79,7 @@ class HeldOut:
                 objective=name,
                 beta=config.betas.get(name, config.beta),
                 untrained_margins=untrained,
-                **self._scoring,
+                **self._scoring_trained,
             )
 
 

@@ -106,8 +106,8 @@ def train(
     adapter = None if config.full_finetune else make_adapter_config(config, base, data.objectives)
     with arguments.main_process_first(local=False, desc="making the output folder"):
         folder = prepare_output(config, make=arguments.process_index == 0)
-    # A fully trained model is decoded beside the base it was: decode-aware training keeps that as a frozen copy.
-    frozen = copy.deepcopy(base.model) if adapter is None and config.loss == "decode-aware" else None
+    # A loss that reads the base needs it beside a fully trained model: a frozen copy.
+    frozen = copy.deepcopy(base.model) if adapter is None and config.reads_base else None
     model = base.model.requires_grad_(True) if adapter is None else add_adapter(base, adapter)
     ranking = HeldOut(pairs.held_out, data.objectives, config, frozen)
     ranking.before(model)
@@ -234,6 +234,7 @@ def _manifest(
         metrics["held_out"] = found if config.conditioned else found[data.objectives[0]]
     template = config.chat_template or getattr(base.tokenizer, "chat_template", None)
     return GuideManifest(
+        kind="policy" if config.method == "dpo" else "arm",
         adapter="full" if config.full_finetune else ADAPTERS[config.method],
         objectives=tuple(
             Objective(name=name, description=describe(config, name), beta=config.betas.get(name))

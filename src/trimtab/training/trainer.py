@@ -25,7 +25,8 @@ _NAMED_IDS = 8
 class GuideTrainer(Trainer):
     """Trains a guide on pairs.
 
-    Logs, by TRL's names and meanings (means over pairs): ``rewards/chosen`` and ``rewards/rejected`` (β_r·log π_r),
+    Logs, by TRL's names and meanings (means over pairs): ``rewards/chosen`` and ``rewards/rejected`` (β_r·log π_r, for
+    DPO β·(log π − log π_ref)),
     ``rewards/accuracies``, ``rewards/margins``, ``logps/chosen``, ``logps/rejected``; with ``eval_`` before them in
     evaluation. With several objectives there is no one chosen answer: ``rewards/accuracies`` and ``rewards/margins``
     go by the mixed label sgn(Σ_i α_i Δ_i) at each pair's α, and ``rewards/accuracies/NAME`` by one objective's labels
@@ -103,6 +104,8 @@ class GuideTrainer(Trainer):
     def _scored(self, model: Any, batch: TrainingBatch, alpha: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the second answers' rewards in nats, (P,) each."""
         guided_by = weights if self._config.loss == "decode-aware" else None
+        if self._config.method == "dpo":
+            return self._scorer(model, batch, common_gradient=False, against_base=True)
         if not self._config.conditioned:
             return self._scorer(model, batch, common_gradient=False, guided_by=guided_by)
         inner: Any = self.accelerator.unwrap_model(model)
