@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from weak_to_strong.steps import main  # noqa: E402
+from weak_to_strong.steps import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import trimtab
 from objectives.guides import cached, key_of, shuffled
 from trimtab.preferences import Comparison, read_comparisons, write_comparisons
 from trimtab.preferences.splitting import split_by_hash
@@ -105,10 +104,10 @@ class Trainer:
 
 def measured_run(values: dict[str, Any]) -> dict[str, Any]:
     """Train, and return what it took: wall seconds, processor seconds (imports apart), and the peak of memory."""
-    import trimtab.training.run  # noqa: F401
+    from trimtab.training.run import train
 
     before = resource.getrusage(resource.RUSAGE_SELF)
-    result = trimtab.train(notify=lambda _: None, **values)
+    result = train(notify=lambda _: None, **values)
     used = resource.getrusage(resource.RUSAGE_SELF)
     losses = [row["eval_loss"] for row in result.history if "eval_loss" in row]
     return {
@@ -130,7 +129,9 @@ def ranking(guide: Guide, folder: Path, options: Any, pairs: Pairs) -> dict[str,
     from trimtab.rewards.held_out import rank_guide
 
     def rank() -> dict[str, Any]:
-        report, _ = rank_guide(folder, pairs.val[: 6 if options.smoke else None], base=str(getattr(options, guide.size)))
+        report, _ = rank_guide(
+            folder, pairs.val[: 6 if options.smoke else None], base=str(getattr(options, guide.size))
+        )
         return report.to_dict()
 
     ids = key_of([row.id for row in pairs.val], options.smoke)
