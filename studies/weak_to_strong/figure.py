@@ -28,7 +28,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
     figure: Any
     axes: Any
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.6), width_ratios=[1.25, 1])
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 5), width_ratios=[1.25, 1])
     _curves(result["settings"], axes[0])
     _shares(result, axes[1])
     figure.tight_layout()
@@ -60,7 +60,7 @@ def _curves(settings: Mapping[str, Any], axis: Any) -> None:
     axis.set_xlabel("KL to the 1.5B base, nats a token")
     axis.set_ylabel(f"mean reward ({PRIMARY}, nats), 95 % over prompts")
     axis.set_title("Reward against distance; numbers are weights w", fontsize=10)
-    axis.legend(fontsize=7, loc="best")
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=4, frameon=False)
 
 
 def _shares(result: Mapping[str, Any], axis: Any) -> None:
@@ -70,11 +70,13 @@ def _shares(result: Mapping[str, Any], axis: Any) -> None:
     for k, ceiling in enumerate(ceilings):
         for i, name in enumerate(names):
             value, place = found[ceiling][name], i + (k - 0.5) * 0.28
-            error = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+            error = [[max(0.0, value["mean"] - value["low"])], [max(0.0, value["high"] - value["mean"])]]
             label = f"of {ceiling}'s gain" if i == 0 else None
             axis.errorbar(
                 [value["mean"]], [place], xerr=error, fmt="o", ms=5, lw=1, color=COLOURS[ceiling], label=label
             )
+    left, right = axis.get_xlim()
+    axis.set_xlim(max(left, -1.0), min(right, 3.0))  # a ceiling that hardly gains makes shares without bound
     axis.axvline(1, color="#707070", lw=0.8)
     axis.axvline(0, color="#707070", lw=0.8, ls=":")
     axis.set_yticks(range(len(names)), names, fontsize=8)
@@ -82,4 +84,4 @@ def _shares(result: Mapping[str, Any], axis: Any) -> None:
     axis.set_xlabel("share of the gap recovered (1: the fine-tune), 95 %")
     axis.set_title("Share of the large model's own gain", fontsize=10)
     if ceilings:
-        axis.legend(fontsize=7, loc="best")
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)

@@ -172,7 +172,7 @@ def equal_kl_table(result: Result) -> list[str]:
         "## At equal KL",
         "",
         "Rewards over the base, along each way's own curve over w (straight between its points), at the ceiling's KL at w = 1 or "
-        f"nearly the farthest that the way goes; by *{PRIMARY}*.",
+        f"nearly the farthest that the way goes (KL here is a mean over answers); by *{PRIMARY}*.",
         "",
         "| ceiling | way | KL | way's gain [95 %] | ceiling's gain there [95 %] | share [95 %] |",
         "|---|---|---|---|---|---|",
@@ -227,10 +227,10 @@ def speed_table(result: Result) -> list[str]:
 
 
 def how(result: Result) -> str:
-    o = result["options"]
+    o, models = result["options"], result["models"]
     return (
-        f"`{result['command']}`; {result['machine']}, bfloat16, {o['threads']} thread(s), Qwen2.5-Coder-0.5B-Instruct and "
-        f"1.5B-Instruct (weights rounded to 4 to 8 bits, see README.md), training seeds {', '.join(map(str, o['seeds']))}, "
+        f"`{result['command']}`; {result['machine']}, bfloat16, {o['threads']} thread(s), models {models['small']} and "
+        f"{models['large']} (see README.md), training seeds {', '.join(map(str, o['seeds']))}, "
         "β_r 0.05 (ARM), β 0.1 (DPO), LoRA of rank 8 on all linear layers, one pass, 8 pairs a step. Every answer is in "
         "`samples.jsonl`, every number in `results.json`."
     )

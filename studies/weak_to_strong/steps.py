@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> None:
         **judge(options, pairs, records),
         "speed": json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None,
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path) and k not in ("small", "large")},
+        "models": {"small": Path(options.small).name, "large": Path(options.large).name},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}",
         "command": shlex.join(["python", "studies/weak_to_strong/study.py", *_told(arguments)]),
         "minutes": (time.monotonic() - started) / 60,
