@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decoding.rules import combine, ensure_usable
+from trimtab.decoding.rules import base_coefficient, combine, ensure_usable
 from trimtab.errors import NumericalError
 
 INF = math.inf
@@ -77,3 +77,36 @@ def test_unusable_rows_are_refused(bad):
     with pytest.raises(NumericalError, match="row 1"):
         ensure_usable(_t([0.0, 1.0], bad))
     ensure_usable(_t([0.0, -INF]))
+
+
+def test_the_bases_own_weight_by_hand():
+    # z' = (1 − 3)·(1, 2) + 3·(2, 0) = (−2 + 6, −4 + 0)
+    z = combine(_t([1, 2]), [_t([2, 0])], [torch.tensor([3.0])], base_weight=torch.tensor([-2.0]))
+    assert z.tolist() == [[4.0, -4.0]]
+
+
+def test_a_base_of_weight_one_keeps_its_bits_beside_rows_of_other_weights():
+    base, guide = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.3, 0.3, 0.3])
+    plain = combine(base, [guide], [weights])
+    mixed = combine(base, [guide], [weights], base_weight=torch.tensor([1.0, 0.7, 1.0]))
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]])
+    assert not torch.equal(mixed[1], plain[1])
+    assert torch.equal(combine(base, [guide], [weights], base_weight=torch.ones(3)), plain)
+
+
+def test_nothing_is_left_of_a_base_of_weight_zero_not_even_minus_infinity():
+    base, policy = _t([-INF, 1.0], [-INF, 1.0], [-INF, 1.0]), _t([0.5, 2.0], [0.5, 2.0], [0.5, 2.0])
+    z = combine(base, [policy], [torch.tensor([1.0, 0.5, 1.5])], base_weight=torch.tensor([0.0, 0.5, -0.5]))
+    assert z.tolist() == [[0.5, 2.0], [-INF, 1.5], [-INF, 2.5]]
+    assert base[0].tolist() == [-INF, 1.0]
+
+
+@pytest.mark.parametrize(("weights", "left"), [([], 1.0), ([0.25], 0.75), ([3.0], -2.0), ([1.0], 0.0)])
+def test_the_coefficient_is_what_policies_leave(weights, left):
+    assert base_coefficient(weights) == left
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=8))
+def test_weights_that_sum_to_one_up_to_rounding_leave_exactly_nothing(parts):
+    assert base_coefficient([part / sum(parts) for part in parts]) == 0.0

@@ -30,12 +30,13 @@ class At:
             return self.model(**inputs)
 
 
-def save_conditioned(base: Base, folder: Path, method: str, **options: Any) -> Any:
+def save_conditioned(base: Base, folder: Path, method: str, *, kind: Any = "arm", **options: Any) -> Any:
     """Save a random conditioned guide for ``base``; return its model."""
     model = adapted(base.model, config_of(method, base.tokenizer, **options))
     names = model.peft_config["default"].objectives
     described = tuple(Objective(name=name, description=DESCRIPTIONS[name]) for name in names)
-    save_guide(folder, model, guides.manifest(base, adapter=method.partition("-")[0], objectives=described))
+    adapter = method.partition("-")[0]
+    save_guide(folder, model, guides.manifest(base, adapter=adapter, objectives=described, kind=kind))
     return model
 
 

@@ -91,6 +91,8 @@ class MockGuide:
     objectives: tuple[str, ...] = ("x", "y")
     recommended_weight: float = 1.0
     vocabulary: VocabularyMap = field(default_factory=lambda: VocabularyMap(VOCABULARY, VOCABULARY, None))
+    is_policy: bool = False
+    reference: MockGuide | None = None
 
     def condition_key(self, pull: Pull):
         return tuple(pull.alpha) if pull.alpha is not None else None

@@ -183,7 +183,7 @@ def test_a_reply_without_a_verdict_is_in_no_rate():
         report, judged = judge_pairs(PAIRS, _config(stub))
     assert (report.unjudged, report.wins, report.losses) == (1, 1, 0)
     assert judged[1].outcome is None
-    assert "raise --max-reply-tokens" in judged[1].problem
+    assert "raise max-reply-tokens" in judged[1].problem
 
 
 def test_an_answer_cannot_speak_as_anything_else():
@@ -326,7 +326,7 @@ def test_answers_are_read_and_paired(tmp_path):
     rows = [{"id": "x", "prompt": "Q", "response": f"a{k}", "sample": k} for k in range(2)]
     a = read_answers(_write(tmp_path / "a.jsonl", rows))
     b = read_answers(_write(tmp_path / "b.jsonl.gz", [{**row, "response": "b"} for row in reversed(rows)]))
-    assert pair_up(a, b) == [AnswerPair("x#0", "Q", "a0", "b"), AnswerPair("x#1", "Q", "a1", "b")]
+    assert pair_up(a, b) == [AnswerPair(f"x#{k}", "Q", f"a{k}", "b", group="x") for k in range(2)]
     assert len(pair_up(a, b, limit=1)) == 1
     (tmp_path / "alpaca.json").write_text(json.dumps([{"instruction": "I", "output": "o"}]))
     assert read_answers(tmp_path / "alpaca.json") == {("0", 0): ("I", "o")}

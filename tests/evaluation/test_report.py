@@ -12,6 +12,7 @@ import pytest
 
 from engine.blends import save_conditioned
 from evaluation.sweep_runs import evaluate, write_prompts
+from evaluation_stub import Stub, shown
 from trimtab.evaluation.report.charts import Point, Series, chart
 from trimtab.evaluation.report.markup import Cell, embedded, number, table
 from trimtab.evaluation.sweeps.measuring import pieces
@@ -31,14 +32,21 @@ def report(llama_folder, tmp_path_factory):
         def readouterr(self):
             return type("Captured", (), {"out": "", "err": ""})
 
-    code, _, _ = evaluate(
-        NoCapture(), "--base", llama_folder, "--guide", folder / "uni", "--dtype", "float32", "--kernels", "torch",
-        "--prompts", write_prompts(folder), "--max-tokens", 8, "--scorers", "length,distinct-1", "--alphas", "grid:3",
-        "--front", "helpful=length", "--front", "harmless=distinct-1", "--output-dir", folder / "run", "--n", 2,
-        "--config", _methods(folder),
-    )  # fmt: skip
+    with Stub(_judge) as judge:
+        code, _, _ = evaluate(
+            NoCapture(), "--base", llama_folder, "--guide", folder / "uni", "--dtype", "float32", "--kernels",
+            "torch", "--judge-url", judge.url, "--judge-model", "<i>judge", "--yes", "--judge-samples", 2,
+            "--prompts", write_prompts(folder), "--max-tokens", 8, "--scorers", "length,distinct-1",
+            "--alphas", "grid:3", "--front", "helpful=length", "--front", "harmless=distinct-1",
+            "--output-dir", folder / "run", "--n", 2, "--config", _methods(folder),
+        )  # fmt: skip
     assert code == 0
     return folder / "run" / "report.html"
+
+
+def _judge(body):
+    a, b = shown(body)
+    return f"<script>alert(5)</script> <img src=x onerror=alert(6)>\nVerdict: {'A' if len(a) >= len(b) else 'B'}"
 
 
 def _methods(folder: Path) -> Path:
@@ -117,6 +125,24 @@ def test_it_can_be_used(browser, report):
     page.locator("#right-answer .token").first.focus()
     page.keyboard.press("ArrowRight")
     assert token.evaluate("e => e === document.activeElement")
+
+    head = page.locator("#judge-table thead th").nth(2)
+    head.get_by_role("button").click()
+    rates = [float(v) for v in page.locator("#judge-table tbody tr td:nth-child(3)").evaluate_all(
+        "cells => cells.map(cell => cell.dataset.sort)")]  # fmt: skip
+    assert rates == sorted(rates, reverse=True)
+    verdicts = [json.loads(line) for line in (report.parent / "verdicts.jsonl").read_text().splitlines()]
+    found = next(v for v in verdicts if v["outcome"] == "win" and v["role"] == "base" and v["sample"] == 0)
+    names = [s["name"] for s in json.loads((report.parent / "metrics.json").read_text())["settings"]]
+    page.locator("#prompt").select_option(index=found["number"])
+    for left, right, winner in ((found["setting"], "base", "left"), ("base", found["setting"], "right")):
+        page.locator("#left").select_option(index=names.index(left))
+        page.locator("#right").select_option(index=names.index(right))
+        assert f"The judge <i>judge prefers the {winner} answer in both orders." in page.locator("#judged").inner_text()
+    page.locator("#judged summary").click()
+    assert "<script>alert(5)</script>" in page.locator("#judged").inner_text()
+    page.locator("#left").select_option(index=names.index(found["setting"]))
+    assert "was not asked about these two answers" in page.locator("#judged").inner_text()
 
     page.locator("#chart-scorer").select_option(index=1)
     assert page.locator(".charts:visible").get_attribute("data-scorer") == "1"

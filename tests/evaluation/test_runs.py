@@ -175,6 +175,31 @@ def test_an_untrained_guide_on_a_smaller_model_is_that_model(capsys, llama_folde
     assert control["diagnostics"]["kl"] == pytest.approx(float(kl), abs=1e-3)
 
 
+def test_the_untrained_control_of_a_policy_is_the_base_itself(capsys, llama_folder, guide, tmp_path):
+    """It scores 0 everywhere; beside an ARM only the ARM's untrained form is left of both."""
+    aligned = tiny_guides.save_lora_guide(
+        tmp_path / "aligned", llama_folder, objective="brief", seed=3, manifest={"kind": "policy"}
+    )
+    code, _, err = evaluate(
+        capsys, "--base", llama_folder, "--guide", guide, "--guide", aligned, "--dtype", "float32",
+        "--kernels", "torch", "--max-tokens", 5, "--prompts", write_prompts(tmp_path), "--scorers", "length",
+        "--alphas", "brief=1;brief=0.5,polite=0.5", "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    untrained = {role["of"]: s for s in metrics["settings"] for role in s["roles"] if role["kind"] == "untrained"}
+    guided = [s["name"] for s in metrics["settings"] if s["kind"] == "guided"]
+    assert len(guided) == 2
+    (other,) = untrained
+    assert "polite" in other
+    assert untrained[other]["temperature"] == pytest.approx(1 / 1.5)
+    assert any("untrained policy" in note for note in metrics["notes"])
+    roles = {(c["setting"], c["role"]) for c in metrics["comparisons"]}
+    assert {(name, "base") for name in guided} <= roles
+    assert (guided[0], "untrained") not in roles
+    assert (guided[1], "untrained") in roles
+
+
 def test_a_killed_run_goes_on(capsys, options, run, written):
     """Without the end of its file, and with half a line at it, only what is missing is written."""
     before = (run / "samples.jsonl").read_text()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +12,11 @@ import pytest
 
 import tiny_guides
 from engine.blends import save_conditioned
+from serving.commands import started
 from trimtab.engine import load
 from trimtab.models import load_base
 
 ROOT = Path(__file__).parent.parent.parent
-RUN = "import sys; from trimtab.cli.main import main; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +36,11 @@ def served(page: str, base: Path, folder: Path) -> Iterator[str]:
     command = re.search(r"^trimtab (serve [^#\n]*)", page, flags=re.MULTILINE)
     assert command is not None
     words = [str(base) if word in ("my/model", "smollm2") else word for word in shlex.split(command[1])]
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *words, "--port", "0", "--dtype", "float32", "--kernels", "torch"],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TRIMTAB_API_KEY": "", "NO_COLOR": "1"},
-    )
-    try:
-        assert process.stderr is not None
-        printed = []
-        for line in process.stderr:
-            printed.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield found[0]
-                return
-        pytest.fail("".join(printed))
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-    assert process.returncode == 0
+    options = ["--port", "0", "--dtype", "float32", "--kernels", "torch"]
+    with started(*words[1:], *options, environment={"TRIMTAB_API_KEY": ""}, cwd=folder) as server:
+        yield server.url
+        server.signal()
+        assert server.ends() == 0
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/server.md"])

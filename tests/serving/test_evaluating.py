@@ -7,6 +7,7 @@ import json
 import pytest
 
 import tiny
+from evaluation.sweep_runs import evaluate, write_prompts
 from serving.conftest import serving
 from trimtab.cli.main import main
 from trimtab.engine import load
@@ -51,6 +52,22 @@ def test_a_judge_in_words(judge, capsys, tmp_path):
         main(arguments)
     assert leave.value.code == 0
     assert json.loads(capsys.readouterr().out)["judge"] == judge.model
+    assert judge.idle()
+
+
+def test_our_own_server_judges_a_run(judge, capsys, llama_folder, guide_folders, tmp_path):
+    """The settings of ``trimtab evaluate`` compared by a model that ``trimtab serve`` serves."""
+    prompts = write_prompts(tmp_path)
+    code, out, err = evaluate(
+        capsys, "--base", llama_folder, "--guide", guide_folders[0], "--dtype", "float32", "--prompts", prompts,
+        "--max-tokens", 4, "--limit", 2, "--scorers", "length", "--strengths", 1, "--output-dir", tmp_path / "run",
+        "--judge-url", f"{judge.url}/v1", "--judge-model", judge.model, "--judge-verdict", "logprobs", "--yes",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    rows = json.loads(out)["judge"]["comparisons"]
+    assert [row["role"] for row in rows] == ["base", "untrained"]
+    assert all(row["wins"] + row["ties"] + row["losses"] + row["unjudged"] == row["pairs"] == 2 for row in rows)
     assert judge.idle()
 
 

@@ -77,7 +77,7 @@ def until(check, seconds=10):
 
 
 def test_sigterm_lets_answers_finish_and_refuses_new_ones(common):
-    with started(*common) as server:
+    with started(*common, fork=False) as server:
         url = server.url
         with httpx.Client(base_url=url) as kept:  # a connection that is open already
             assert kept.get("/ready").status_code == 200
@@ -198,7 +198,7 @@ def test_a_dead_engine_is_told_and_ends_the_process(common, tmp_path):
         "threading.Thread(target=kill, daemon=True).start()\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with started(*common, environment={"PYTHONPATH": path}, cwd=tmp_path) as server:
+    with started(*common, environment={"PYTHONPATH": path}, cwd=tmp_path, fork=False) as server:
         streams = running(server.url, 3)
         (tmp_path / "die").write_text("")
         assert server.ends() == 1

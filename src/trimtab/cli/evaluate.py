@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import shlex
 import sys
@@ -15,18 +16,24 @@ from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimtab.cli.console import note, out, print_json, progress_console
+from trimtab.cli.judge import api_key, confirm, rubric_in
 from trimtab.cli.options import command_from, resolve_config
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.steering import SteeringOptions, load_engine, parse_weights
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.evaluation.sweeps.config import SweepConfig
+from trimtab.evaluation.sweeps.judge_options import JudgeFlags, judge_of
 
 if TYPE_CHECKING:
+    from trimtab.evaluation.judges import Estimate
+    from trimtab.evaluation.sweeps.judge_options import SweepJudge
+    from trimtab.evaluation.sweeps.judging import Judging
     from trimtab.evaluation.sweeps.run import Result, Run
     from trimtab.evaluation.sweeps.settings import Setting
+    from trimtab.evaluation.sweeps.store import RunFolder
 
 
-class EvaluateOptions(SweepConfig, SteeringOptions):
+class EvaluateOptions(SweepConfig, SteeringOptions, JudgeFlags):
     """Options of ``trimtab evaluate``; the file for --config has the same keys."""
 
     prompts: Path | None = Field(
@@ -36,6 +43,11 @@ class EvaluateOptions(SweepConfig, SteeringOptions):
     raw: bool = Field(False, description="Take text prompts as plain text to continue, not as a user turn.")
     output_dir: Path | None = Field(
         None, description="Folder of the run. Answers that are in it are used again, so a run that was cut off goes on."
+    )
+    judge_rubric_file: Path | None = Field(
+        None,
+        description="Text file with the rubric, instead of --judge-rubric.",
+        json_schema_extra={"panel": "Judge"},
     )
 
 
@@ -62,16 +74,20 @@ _EXTRA = [
     _flag(
         "dry_run", "--dry-run", "Print the plan, how many answers are missing and how long they take; write nothing."
     ),
+    _flag("yes", "--yes", "Ask the judge without asking whether to.", "-y"),
     _flag("list_scorers", "--list-scorers", "List the scorers."),
 ]
 
 
-def run(given: dict[str, Any], config: Path | None, as_json: bool, dry_run: bool, list_scorers: bool) -> None:
+def run(
+    given: dict[str, Any], config: Path | None, as_json: bool, dry_run: bool, yes: bool, list_scorers: bool
+) -> None:
     """Compare settings on the same prompts: base, guidance at several strengths or preferences, other methods.
 
     Writes a folder with every answer, every number, plots and one report.html. Controls stand beside every gain: the
-    untrained guide, the base at the temperature of equal KL, answers of like length. A run that was cut off goes on
-    where it was; other scorers or settings only add what is missing.
+    untrained guide, the base at the temperature of equal KL, answers of like length. With --judge-url and --judge-model
+    a language model compares the settings too; what that will cost is said first. A run that was cut off goes on where
+    it was; other scorers or settings only add what is missing.
     """
     if list_scorers:
         _list_scorers(as_json)
@@ -85,13 +101,19 @@ def run(given: dict[str, Any], config: Path | None, as_json: bool, dry_run: bool
     if options.raw and options.system is not None:
         raise ConfigError("--system needs a chat, but --raw makes the prompts plain text: leave one of them out.")
     _check_output(options)
+    judge = judge_of(options, **rubric_in(options.judge_rubric_file))
+    key = api_key(judge.api_key_env) if judge else None
     settings = _settings(options)
     prepared = _prepare(options, rows, settings)
     with prepared.engine:
+        judging = _judging(prepared, options, judge, key)
+        costs = _costs(prepared, options, judging)
         if dry_run:
-            _show_plan(prepared, options, as_json)
+            _show_plan(prepared, options, as_json, costs)
             return
-        result = _carry_out(prepared, options)
+        if costs is not None and costs.requests and not yes:
+            confirm()
+        result = _carry_out(prepared, options, judging)
     if as_json:
         print_json(result.metrics)
     else:
@@ -136,7 +158,31 @@ def _prepare(options: EvaluateOptions, rows: Sequence[Any], settings: Sequence[S
         return prepare(engine, prompts, settings, options, device=options.device)
 
 
-def _carry_out(prepared: Run, options: EvaluateOptions) -> Result:
+def _judging(prepared: Run, options: EvaluateOptions, judge: SweepJudge | None, key: str | None) -> Judging | None:
+    if judge is None:
+        return None
+    from trimtab.evaluation.judges.endpoint import chat_url
+    from trimtab.evaluation.sweeps.judging import prepare_judge
+
+    chat_url(judge.judge_url)
+    return prepare_judge(prepared, judge, bases=[options.base], force=options.force, api_key=key)
+
+
+def _costs(prepared: Run, options: EvaluateOptions, judging: Judging | None) -> Estimate | None:
+    """Say what the judge will be asked, before an answer is written; ``None`` without a judge."""
+    if judging is None:
+        return None
+    from trimtab.evaluation.sweeps import store
+    from trimtab.evaluation.sweeps.judging import expected
+
+    known = store.known_answers(options.output_dir)
+    cache = options.output_dir / store.JUDGEMENTS if options.output_dir else None
+    found = expected(prepared, judging, known, cache)
+    note(f"The judge {judging.config.judge_model!r} will be asked, at most: {found}.")
+    return found
+
+
+def _carry_out(prepared: Run, options: EvaluateOptions, judging: Judging | None) -> Result:
     from trimtab.cli.quiet import quiet_libraries
     from trimtab.evaluation.sweeps import store
     from trimtab.evaluation.sweeps.output import write_outputs
@@ -145,12 +191,38 @@ def _carry_out(prepared: Run, options: EvaluateOptions) -> Result:
     with quiet_libraries(), store.RunFolder(options.output_dir or Path()) as folder, _bar() as bar:
         try:
             result = carry_out(prepared, folder, command=_command(), progress=bar)
+            folder.write(store.CONFIG, _to_yaml(options))
+            if judging is None:
+                write_outputs(folder, result, shown_prompts=options.shown_prompts)
+                return result
+            # The judge is somebody else's machine: what is done without it is kept before it is asked.
+            result.metrics["judge"] = judging.to_dict()
+            write_outputs(folder, result, shown_prompts=options.shown_prompts)
+            return _judge(prepared, options, judging, result, folder, bar)
         except (KeyboardInterrupt, TrimtabError):
             note(f"What was written so far is in {folder.path}: the same command goes on from there.")
             raise
-        folder.write(store.CONFIG, _to_yaml(options))
-        write_outputs(folder, result, shown_prompts=options.shown_prompts)
-    return result
+
+
+def _judge(
+    prepared: Run, options: EvaluateOptions, judging: Judging, result: Result, folder: RunFolder, bar: Any
+) -> Result:
+    """Have the answers judged, and write report and numbers anew."""
+    from trimtab.evaluation.sweeps import store
+    from trimtab.evaluation.sweeps.judging import judge_answers
+    from trimtab.evaluation.sweeps.output import write_report
+
+    metrics, verdicts = judge_answers(
+        prepared,
+        judging,
+        result.samples,
+        folder.path / store.JUDGEMENTS,
+        told=lambda found: note(f"Asking the judge {judging.config.judge_model!r}: {found}."),
+        progress=bar,
+    )
+    judged = dataclasses.replace(result, metrics={**result.metrics, "judge": metrics}, judged=verdicts)
+    write_report(folder, judged, shown_prompts=options.shown_prompts)
+    return judged
 
 
 def _command() -> str:
@@ -178,13 +250,13 @@ def _bar() -> Generator[Any]:
         yield tell
 
 
-def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool) -> None:
+def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool, costs: Estimate | None) -> None:
     from trimtab.evaluation.sweeps import store
     from trimtab.evaluation.sweeps.run import estimate_seconds, plan_jobs
 
     jobs = plan_jobs(prepared)
     keys = {job.key for job in jobs}
-    known = set(store.known_keys(options.output_dir)) if options.output_dir else set[str]()
+    known = store.known_answers(options.output_dir).keys()
     pending = sum(s.kind == "guided" or s.kind == "method" for s in prepared.settings if s.weights)
     later = min(pending, 6) * len(prepared.prompts) * options.n if options.controls and options.temperature > 0 else 0
     seconds = estimate_seconds(prepared) * (len(keys - known) + later)
@@ -199,6 +271,7 @@ def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool) -> None:
                 "answers_of_equal_kl_controls": later,
                 "seconds_at_most": float(f"{seconds:.3g}"),  # a fast machine needs less than a tenth of a second
                 "scorers": scorers,
+                "judge": dataclasses.asdict(costs) if costs else None,
             }
         )
         return

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from trimtab.cli.console import note, out
+from trimtab.cli.console import escape, note, out
 
 
 def show(metrics: Mapping[str, Any], folder: Path) -> None:
@@ -49,9 +49,48 @@ def show(metrics: Mapping[str, Any], folder: Path) -> None:
             out.print(setting["label"], markup=False, style="dim")
     for verdict in metrics["verdicts"]:
         out.print(f"{verdict['setting']}, {verdict['scorer']}: {verdict['verdict']} ({verdict['why']})", markup=False)
+    if metrics["judge"]:
+        _show_judge(metrics["judge"])
     for line in metrics["notes"]:
         note(f"Mind: {line}")
     out.print(f"Report: {folder / 'report.html'}  Numbers: {folder / 'metrics.json'}", markup=False)
+
+
+def _show_judge(judge: Mapping[str, Any]) -> None:
+    """Print a judge's win rates and verdicts."""
+    forced = " (FORCED: it is not independent)" if judge["dependent"] else ""
+    table = Table(
+        title=f"Preferred by {escape(judge['model'])}{forced} in both orders, on {judge['prompts']} prompts",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("setting", overflow="fold", min_width=12, max_width=26)
+    table.add_column("against", overflow="fold", min_width=12, max_width=26)
+    for name in ("win rate", "like length", "W/T/L", "p", "agree"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in judge["comparisons"]:
+        table.add_row(
+            escape(row["setting"]),
+            escape(row["against"]),
+            _rate(row["win_rate"]),
+            _rate(row["length_controlled"]),
+            f"{row['wins']}/{row['ties']}/{row['losses']}"
+            + (f"\n{row['unjudged']} unjudged" if row["unjudged"] else ""),
+            f"{row['p_value']:.3g}" if "p_value" in row else "-",
+            "-" if row["consistency"] is None else f"{row['consistency']:.0%}",
+        )
+    out.print(table)
+    out.print(
+        "Win rate: ties half, 95 % interval below; like length: at equal length; agree: how often both orders do.",
+        markup=False,
+    )
+    for verdict in judge["verdicts"]:
+        said = f"{verdict['setting']}, judge {judge['model']}: {verdict['verdict']} ({verdict['why']})"
+        out.print(said, markup=False)
+
+
+def _rate(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else f"{value['mean']:.0%}\n{value['low']:.0%}–{value['high']:.0%}"
 
 
 def _cell(setting: Mapping[str, Any], scorer: str, gains: Mapping[tuple[str, str], Mapping[str, float]]) -> str:

@@ -18,6 +18,7 @@ from trimtab.cli.options import command_from, resolve_config
 from trimtab.cli.output import check_writable, write_whole
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluation.judges.config import JudgeConfig
+from trimtab.validation import validated
 
 if TYPE_CHECKING:
     from trimtab.evaluation.judges import JudgedPair, JudgeReport
@@ -69,7 +70,7 @@ def run(
 
     options = resolve_config(JudgeOptions, given, config)
     settings = _settings(options)
-    key = _key(options.api_key_env)
+    key = api_key(options.api_key_env)
     pairs = pair_up(read_answers(a), read_answers(b), limit=options.limit)
     if options.output is not None:
         check_writable(options.output)
@@ -79,7 +80,7 @@ def run(
     if dry_run:
         return
     if expected.requests and not yes:
-        _confirm()
+        confirm()
     with Progress(console=progress_console, transient=True, disable=not progress_console.is_terminal) as bar:
         task = bar.add_task("Judging", total=len(pairs))
         report, judged = judge_pairs(
@@ -115,6 +116,7 @@ def show_report(report: JudgeReport, judged: list[JudgedPair]) -> None:
     table.add_row("wins / ties / losses of A", f"{report.wins} / {report.ties} / {report.losses}")
     table.add_row("win rate of A, ties half (95 % bootstrap)", _rate(report.win_rate, report.win_rate_interval))
     table.add_row("win rate of A at equal length", _rate(report.length_controlled, report.length_controlled_interval))
+    table.add_row("p, that neither is preferred", "-" if report.p_value is None else f"{report.p_value:.3g}")
     table.add_row("mean preference for A", _rate(report.preference, None))
     table.add_row("orders that agree", _rate(report.consistency, None))
     table.add_row("verdicts for what is shown first", _rate(report.shown_first, report.shown_first_interval))
@@ -134,18 +136,30 @@ def _rate(value: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def _settings(options: JudgeOptions) -> JudgeConfig:
-    values = {name: getattr(options, name) for name in JudgeConfig.model_fields}
-    if options.rubric_file is not None:
-        try:
-            values["rubric"] = options.rubric_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"The rubric {options.rubric_file} cannot be read ({error}).") from error
-    if not values["rubric"].strip():
-        raise ConfigError("The rubric is empty: say what makes an answer better.")
-    return JudgeConfig(**values)
+    values: dict[str, Any] = {name: getattr(options, name) for name in JudgeConfig.model_fields}
+    return validated(JudgeConfig, values | rubric_in(options.rubric_file))
 
 
-def _key(variable: str | None) -> str | None:
+def rubric_in(file: Path | None) -> dict[str, str]:
+    """Return the rubric that a file holds, as a change of a judge's config; nothing without a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if file is None:
+        return {}
+    try:
+        return {"rubric": file.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The rubric {file} cannot be read ({error}).") from error
+
+
+def api_key(variable: str | None) -> str | None:
+    """Return the API key in an environment variable.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
@@ -164,7 +178,13 @@ def _cache(options: JudgeOptions) -> Path | None:
     return cache_folder() / "judgements.jsonl"
 
 
-def _confirm() -> None:
+def confirm() -> None:
+    """Ask whether to begin with what costs money.
+
+    Raises:
+        ConfigError: nobody is there to answer.
+        Exit: the answer is no.
+    """
     if not sys.stdin.isatty():
         raise ConfigError(
             "Nobody is there to say whether to begin: give --yes, or --dry-run to see only what it takes."

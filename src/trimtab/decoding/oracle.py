@@ -26,12 +26,17 @@ class OracleGuide:
         prompt: the prompt's ids as this guide reads it.
         weight: w, strength included.
         ids: the guide's id for each id of the base (``None``: the same; -1: a token the guide does not know).
+        is_policy: whether it is an aligned model, whose score is log π_j − log π_ref.
+        reference: π_ref of a policy, a causal LM with the guide's ids and prompt; ``None`` for the base itself, as the
+            base reads it.
     """
 
     model: Any
     prompt: Sequence[int]
     weight: float
     ids: Sequence[int] | None = None
+    is_policy: bool = False
+    reference: Any = None
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,23 @@ def next_logits(model: Any, ids: Sequence[int]) -> list[float]:
 def combined_logits(
     base: Any, base_prompt: Sequence[int], guides: Sequence[OracleGuide], answer: Sequence[int]
 ) -> list[float]:
-    """Return z'(v) = z_b(v) + Σ_j w_j z_j(v), V numbers; a token a guide does not know is impossible unless w_j = 0."""
-    z = next_logits(base, [*base_prompt, *answer])
+    """Return z'(v) = z_b(v) + Σ_j w_j s_j(v), V numbers, with s_j = z_j, or z_j − z_ref for a policy.
+
+    A token that a guide does not know is impossible unless w_j = 0. What the policies whose reference is the base take
+    away is first taken off its factor, so that nothing of the base is left where their weights sum to 1.
+    """
+    own = 1 - math.fsum(guide.weight for guide in guides if guide.is_policy and guide.reference is None)
+    z = _times(own, next_logits(base, [*base_prompt, *answer]))
     for guide in guides:
         if guide.weight == 0:
             continue
         ids = guide.ids if guide.ids is not None else range(len(z))
-        scores = next_logits(guide.model, [*guide.prompt, *(ids[token] for token in answer)])
+        text = [*guide.prompt, *(ids[token] for token in answer)]
+        scores = next_logits(guide.model, text)
+        subtracted = next_logits(guide.reference, text) if guide.reference is not None else [0.0] * len(scores)
         for v in range(len(z)):
-            z[v] = z[v] + guide.weight * scores[ids[v]] if ids[v] >= 0 else -math.inf
+            score = scores[ids[v]] - subtracted[ids[v]] if ids[v] >= 0 else -math.inf
+            z[v] = z[v] + guide.weight * score if score > -math.inf else -math.inf
     return z
 
 
@@ -131,6 +144,12 @@ def sequence_log_prob(model: Any, prompt: Sequence[int], answer: Sequence[int]) 
         top = max(z)
         found.append(z[token] - top - math.log(sum(math.exp(value - top) for value in z)))
     return found
+
+
+def _times(factor: float, z: Sequence[float]) -> list[float]:
+    if abs(factor) < 1e-9:
+        return [0.0] * len(z)
+    return [factor * value if value > -math.inf else value for value in z]
 
 
 def _softmax(z: Sequence[float], kept: Sequence[int], temperature: float) -> dict[int, float]:

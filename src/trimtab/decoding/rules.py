@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from trimtab.errors import NumericalError
 
 _NEGATIVE_INFINITY = float("-inf")
+_ROUNDING = 1e-9
 
 
 def combine(
@@ -17,19 +19,25 @@ def combine(
     guides: Sequence[Tensor] = (),
     weights: Sequence[Tensor] = (),
     rows: Sequence[Tensor | None] | None = None,
+    base_weight: Tensor | None = None,
 ) -> Tensor:
     r"""Return z', the combined next-token logits, in float32.
 
     GenARM's rule (arXiv 2410.08193), for any number of guides and any real weights, which need not sum to 1::
 
-        z'(v) = log π_b(v | x, y_<t) + Σ_j w_j · log π_j(v | x, y_<t)
+        z'(v) = c · log π_b(v | x, y_<t) + Σ_j w_j · log π_j(v | x, y_<t)
+
+    c is 1, unless some guides are aligned models (policies P) of which the base itself is the reference. Such a guide
+    adds w_j·(log π_j − log π_b), which is the same as c = 1 − Σ_{j ∈ P} w_j (:func:`base_coefficient`).
 
     Logits and log-probabilities both serve as input, because they differ by one number per row and softmax does not
     see it; decoding passes raw logits and saves the log-softmax, reports pass log-probabilities. Temperature, top-k,
     top-p and min-p come afterwards, once, on z' (:mod:`trimtab.decoding.sampling`).
 
     A weight of 0 contributes exactly nothing, so a row whose weights are all 0 is the base row bit for bit. Where a
-    guide's score is ``-inf`` (it does not know the token) z' is ``-inf`` for any weight but 0, also a negative one.
+    guide's score is ``-inf`` (it does not know the token) z' is ``-inf`` for any weight but 0, also a negative one. The
+    same holds for the base and c: where c is 0 nothing of the base is left, so that z' is finite also where the base
+    is not.
 
     Args:
         base: (B, V) logits or log-probabilities of the base, any floating dtype.
@@ -37,11 +45,14 @@ def combine(
         weights: K tensors; the j-th is (B_j,), the weight of guide j in each of its rows.
         rows: K entries; the j-th is (B_j,) long, which row of ``base`` each row of guide j belongs to (each at
             most once), or ``None`` where B_j = B and they correspond one to one.
+        base_weight: (B,), c of each row; ``None`` is 1. A row whose c is 1 keeps its bits.
 
     Returns:
         (B, V) float32, not normalised.
     """
     z = base.to(torch.float32)
+    if base_weight is not None:
+        z = _weighed(z, base_weight.to(torch.float32).unsqueeze(-1))
     for j, (scores, weight) in enumerate(zip(guides, weights, strict=True)):
         s = scores.to(torch.float32)
         w = weight.to(torch.float32).unsqueeze(-1)
@@ -51,9 +62,26 @@ def combine(
             # it is added, as below, so that a row gets the same bits with any neighbours.
             z = torch.mul(s, w).add_(z)
             continue
-        term = torch.where(s == _NEGATIVE_INFINITY, s, w * s).masked_fill(w == 0, 0.0)
+        term = _weighed(s, w)
         z = z + term if index is None else z.index_add(0, index, term)
     return z if z is not base else z.clone()
+
+
+def base_coefficient(weights: Iterable[float], whole: float = 1.0) -> float:
+    """Return c = 1 − Σ w_j, exactly 0 where the weights sum to 1 up to rounding.
+
+    Args:
+        weights: of the policies that have the base as their reference.
+        whole: what they are subtracted from.
+    """
+    left = whole - math.fsum(weights)
+    # A remainder that only rounding left would still make -inf of a base's -inf.
+    return 0.0 if abs(left) < _ROUNDING else left
+
+
+def _weighed(scores: Tensor, weight: Tensor) -> Tensor:
+    """Return w·s, (B, V): 0 where w is 0, and -inf where s is but w is not."""
+    return torch.where(scores == _NEGATIVE_INFINITY, scores, weight * scores).masked_fill(weight == 0, 0.0)
 
 
 def ensure_usable(z: Tensor) -> None:

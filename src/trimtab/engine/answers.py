@@ -19,7 +19,7 @@ from trimtab.engine.core import Core
 from trimtab.engine.drafting import Drafting
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
-from trimtab.engine.noting import Voice, voices
+from trimtab.engine.noting import Heard, voices
 from trimtab.engine.requests import BASE, DRAFT, Request, Row
 from trimtab.engine.results import FinishReason, Generation, TokenScores, Watch
 from trimtab.errors import GuidanceError, PromptTooLongError
@@ -36,7 +36,7 @@ class Answer(Request):
         tokens: those chosen so far.
         pieces: text that nobody has taken yet.
         adjustments: penalties, biases and the like, where its sampling asks for some; ``None``: z' stays as it is.
-        heard: guides and objectives whose opinion is noted, each with the row that gives it.
+        heard: guides and objectives whose opinion is noted, each with the rows that give it.
         drafting: how its next tokens are drafted; ``None`` where they are not.
         uniforms: the random numbers that its tokens are drawn with; ``None`` if greedy.
         prompt: what it answers, as the caller gave it.
@@ -65,7 +65,8 @@ class Answer(Request):
 
         Args:
             core: what is loaded.
-            prompts: stream → prompt ids, for the base, for each guide whose weight is not 0, and for those that watch.
+            prompts: stream → prompt ids, for the base, for each guide whose weight is not 0, for those that watch, and
+                for the references of all these.
             pulls: one a guide.
             sampling: how its tokens are drawn.
             seed: of this one answer.
@@ -85,7 +86,7 @@ class Answer(Request):
         self.salt = salt
         self.prompts: dict[int, list[int]]
         self.pulls: tuple[Pull, ...]
-        self.heard: list[tuple[Voice, Row]]
+        self.heard: list[Heard]
         room = core.room([(stream, len(ids)) for stream, ids in prompts.items()])
         self.rows = self.adopt(self._plan(prompts, pulls, room))
         self.sampling = sampling
@@ -175,7 +176,7 @@ class Answer(Request):
         if deaf:
             self.left += deaf
             self.rows = [row for row in self.rows if row not in deaf]
-            self.heard = [(voice, row) for voice, row in self.heard if row not in deaf]
+            self.heard = [heard for heard in self.heard if not any(row in deaf for row in heard.rows)]
 
     def _take(self, token: int) -> None:
         self.tokens.append(token)
@@ -232,10 +233,9 @@ class Answer(Request):
         """Return what :meth:`change` would do, without doing it."""
         core = self._core
         self.drop_ahead()  # where a reader paused in the middle of somebody else's step there may be drafts
-        prompts = {BASE: self.prompts[BASE]}
-        for stream, pull in enumerate(pulls, start=1):
-            if pull.weight != 0 or (stream in self.prompts and self.hears_all):
-                prompts[stream] = self.prompts.get(stream) or core.encode(self.prompt, stream)
+        asked = [s for s, pull in enumerate(pulls, 1) if pull.weight != 0 or (s in self.prompts and self.hears_all)]
+        streams = core.with_references([BASE, *asked])
+        prompts = {stream: self.prompts.get(stream) or core.encode(self.prompt, stream) for stream in streams}
         most = core.room([(s, len(ids)) for s, ids in prompts.items()])
         plan = self._plan(prompts, pulls, most)
         plan.rows.extend(row for row in self.rows if row.stream == DRAFT)
@@ -272,12 +272,15 @@ class Answer(Request):
                 found[key] = rows.get(key) or self._core.row(stream, text, pull, self.salt)
             return found[key]
 
-        asked = {stream: pulls[stream - 1] if stream else None for stream in sorted(prompts)}
-        deciding = [one(stream, pull) for stream, pull in asked.items() if pull is None or pull.weight != 0]
-        heard: list[tuple[Voice, Row]] = []
-        for voice in voices(self._core.guides, pulls) if self.hears_all else ():
-            with contextlib.suppress(GuidanceError):  # it does not know a token of the answer
-                heard += [(voice, one(voice.stream, voice.pull))] if voice.stream in prompts else []
+        core = self._core
+        deciding = [one(stream, core.pull(stream, pulls) if stream else None) for stream in core.deciding(pulls)]
+        heard: list[Heard] = []
+        for voice in voices(core.guides, pulls) if self.hears_all else ():
+            if voice.stream in prompts:
+                with contextlib.suppress(GuidanceError):  # it does not know a token of the answer
+                    against = core.reference_of(voice.stream)
+                    reference = None if against is None else one(against, None)
+                    heard.append(Heard(voice, one(voice.stream, voice.pull), reference))
         return Plan(prompts, pulls, room, list(found.values()), deciding, heard)
 
 
@@ -291,7 +294,7 @@ class Plan:
         room: most tokens of the answer, by contexts and cache.
         rows: its rows, the base's first.
         deciding: those that the next token depends on.
-        heard: whose opinion is noted, each with the row that gives it.
+        heard: whose opinion is noted, each with the rows that give it.
     """
 
     prompts: dict[int, list[int]]
@@ -299,7 +302,7 @@ class Plan:
     room: int
     rows: list[Row]
     deciding: list[Row]
-    heard: list[tuple[Voice, Row]]
+    heard: list[Heard]
 
 
 def _adjustments(core: Core, sampling: Sampling, prompt: Sequence[int]) -> Adjustments | None:

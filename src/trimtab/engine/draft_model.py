@@ -45,8 +45,9 @@ def choose_draft(
         return DraftModel(len(backbones) - 1, vocabulary)
     if config.speculation == "draft":
         raise ConfigError("speculation='draft' needs a model that drafts: name it with draft_model.")
-    # A guide that is a whole model of its own has no bare weights to draft with.
+    # A guide that is a whole model of its own has no bare weights to draft with; what a policy was trained from is.
     small = [guide for guide in guides if guide.backbone and guide.slot is not None]
+    small += [guide.reference for guide in guides if guide.reference is not None]
     if not small and config.speculation == "small":
         raise ConfigError(
             "speculation='small' drafts with the model of a guide that was trained on a smaller base, and no such "

@@ -265,7 +265,7 @@ class Engine:
         """
         self._driver.check_open()
         pulls = resolve(guidance, self._core.guides)
-        prompts = {stream: self._core.encode(prompt, stream) for stream in range(len(self._core.guides) + 1)}
+        prompts = {stream: self._core.encode(prompt, stream) for stream in range(len(self._core.readers) + 1)}
         ids = self._response_ids(prompt, response, include_eos=include_eos)
         reading = make_reading(self._core, prompts, ids, pulls, by_objective=by_objective)
         self._driver.add(reading, tokens=len(reading.answer))
@@ -306,16 +306,21 @@ class Engine:
     def _encode(
         self, prompt: Prompt, pulls: Sequence[Pull], *, watching: bool, ids: Sequence[int] = ()
     ) -> dict[int, list[int]]:
-        """Return stream → prompt ids: of the base, of guides that pull and, if wanted, of those that can only watch."""
-        prompts = {BASE: self._core.encode(prompt, BASE)}
+        """Return stream → prompt ids: of the base, of guides that pull and, if wanted, of those that can only watch.
+
+        The references of all these are among them.
+        """
+        core = self._core
+        prompts = {BASE: core.encode(prompt, BASE)}
         for stream, pull in enumerate(pulls, start=1):
+            needed = core.with_references([stream])
             if pull.weight != 0:
-                prompts[stream] = self._core.encode(prompt, stream)
+                prompts |= {own: core.encode(prompt, own) for own in needed if own not in prompts}
             elif watching:
                 with contextlib.suppress(GuidanceError, DataError):  # its opinion will be missing, not the answer
-                    own = self._core.encode(prompt, stream)
-                    _ = [self._core.own_id(stream, token) for token in ids]
-                    prompts[stream] = own
+                    found = {own: core.encode(prompt, own) for own in needed if own not in prompts}
+                    _ = [core.own_id(own, token) for own in found for token in ids]
+                    prompts |= found
         return prompts
 
     def _response_ids(self, prompt: Prompt, response: Prompt, *, include_eos: bool) -> list[int]:

@@ -53,6 +53,8 @@ class Guide:
         tokenizer: the tokenizer of its prompts.
         vocabulary: how its scores reach the base's token ids.
         conditioner: turns preferences into what its layers need; ``None`` for a guide that takes no preference.
+        reference: the model that a policy was trained from, as another guide without adapter that reads what the policy
+            reads; ``None`` for one whose reference is the engine's base, and for guides that are no policies.
     """
 
     name: str
@@ -63,6 +65,12 @@ class Guide:
     tokenizer: Any = dataclasses.field(repr=False)
     vocabulary: VocabularyMap = dataclasses.field(repr=False)
     conditioner: Conditioner | None = dataclasses.field(default=None, repr=False)
+    reference: Guide | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is an aligned model, whose score is log π − log π_ref."""
+        return self.manifest.kind == "policy"
 
     @property
     def objectives(self) -> Sequence[str]:
@@ -174,13 +182,14 @@ class _Loader:
         self.kernels: Kernels = kernels
         self.backbones = [Backbone(base.model, kernels=kernels)]
         self._bases = {base.fingerprint: (0, base)}
+        self._references: dict[tuple[int, str | None], Guide] = {}
 
     def load(self, name: str, folder: Path, other_base: str | None) -> Guide:
         check_folder(folder)
         manifest = read_manifest(folder)
         check_weights(manifest, folder)
         if manifest.adapter == "full":
-            return self._load_full(name, folder, manifest)
+            return self._load_full(name, folder, manifest, other_base)
         own = self._base_of(name, manifest, other_base)
         check_base(manifest, own, folder)
         if manifest.adapter == "lora":
@@ -199,7 +208,14 @@ class _Loader:
         tokenizer: Any,
         conditioner: Conditioner | None = None,
     ) -> Guide:
-        vocabulary = reconcile(
+        vocabulary = self._vocabulary(tokenizer, number, name)
+        guide = Guide(name, folder, manifest, number, slot, tokenizer, vocabulary, conditioner)
+        if not guide.is_policy or manifest.base.fingerprint == self.base.fingerprint:
+            return guide
+        return dataclasses.replace(guide, reference=self._reference(guide))
+
+    def _vocabulary(self, tokenizer: Any, number: int, name: str) -> VocabularyMap:
+        return reconcile(
             self.base.tokenizer,
             tokenizer,
             base_size=self.base.vocabulary_size,
@@ -207,9 +223,29 @@ class _Loader:
             base_name=self.base.id,
             guide_name=name,
         )
-        return Guide(name, folder, manifest, number, slot, tokenizer, vocabulary, conditioner)
 
-    def _load_full(self, name: str, folder: Path, manifest: GuideManifest) -> Guide:
+    def _reference(self, policy: Guide) -> Guide:
+        """Return the model that a policy was trained from, one for all policies that read their prompts alike."""
+        number, own = self._bases[policy.manifest.base.fingerprint]
+        template = policy.manifest.chat_template or getattr(policy.tokenizer, "chat_template", None)
+        if (number, template) not in self._references:
+            name = f"{policy.name}'s reference"
+            manifest = policy.manifest.model_copy(update={"kind": "arm", "chat_template": template})
+            vocabulary = self._vocabulary(own.tokenizer, number, own.id)
+            # Without a slot the backbone's weights are the model: the base as it was before the policy was trained.
+            made = Guide(name, policy.folder, manifest, number, None, own.tokenizer, vocabulary)
+            self._references[number, template] = made
+        return self._references[number, template]
+
+    def _load_full(self, name: str, folder: Path, manifest: GuideManifest, other_base: str | None) -> Guide:
+        if manifest.kind == "policy":
+            found = self._base_of(name, manifest, other_base).fingerprint
+            if found != manifest.base.fingerprint:
+                raise GuideError(
+                    f"The guide {name!r} is an aligned model that scores against the base it was trained from, "
+                    f"{manifest.base.id!r}, but {other_base or manifest.base.id!r} has other weights ({found}): name "
+                    f"the right model with guide_bases={{{name!r}: …}} or --guide-base {name}=…."
+                )
         try:
             own = load_base(str(folder), **self.options)
         except ModelError as error:

@@ -117,7 +117,7 @@ class Batch(Request):
 
 def _line(core: Core, prompt: Sequence[int], pulls: tuple[Pull, ...]) -> Line:
     rows = [core.row(BASE, list(prompt))]
-    for stream, pull in enumerate(pulls, start=1):
-        if pull.weight != 0:
-            rows.append(core.row(stream, [core.own_id(stream, token) for token in prompt], pull))
+    for stream in core.deciding(pulls)[1:]:
+        ids = [core.own_id(stream, token) for token in prompt]
+        rows.append(core.row(stream, ids, core.pull(stream, pulls)))
     return Line(prompt, pulls, rows)

@@ -50,7 +50,7 @@ def plan_memory(core: Core, config: EngineConfig) -> MemoryPlan:
         ConfigError: the budget does not hold one page for each stream.
     """
     streams = [0] * len(core.backbones)
-    for stream in range(-1 if core.draft else 0, len(core.guides) + 1):
+    for stream in range(-1 if core.draft else 0, len(core.readers) + 1):
         streams[core.backbone_of(stream)] += 1
     per_page = sum(count * b.bytes_per_page for count, b in zip(streams, core.backbones, strict=True))
     longest = min(b.context_length for b, count in zip(core.backbones, streams, strict=True) if count)
@@ -66,7 +66,7 @@ def plan_memory(core: Core, config: EngineConfig) -> MemoryPlan:
         )
     each = tuple(pages * count + 1 if count else 0 for count in streams)
     lines = max(config.max_num_seqs, PIECE, config.speculate_up_to * (1 + config.num_speculative_tokens))
-    lines *= len(core.guides) + 1
+    lines *= len(core.readers) + 1
     return MemoryPlan(
         pages=each,
         tokens=pages * PAGE,

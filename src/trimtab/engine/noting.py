@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
 from trimtab.engine.guides import Guide
-from trimtab.engine.places import Place, lines, log_probabilities, taken
+from trimtab.engine.places import Place, Scores, lines, log_probabilities, taken
+from trimtab.engine.requests import Row
 from trimtab.engine.results import TokenScores, Watch
 
 _Top = tuple[tuple[int, float], ...]
@@ -56,29 +59,54 @@ def each(guide: Guide, pull: Pull) -> list[Pull]:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A voice and the rows that it comes from.
+
+    Attributes:
+        voice: whose opinion it is.
+        row: the row that gives it.
+        reference: for a policy, the row whose log-probabilities are subtracted; else ``None``.
+    """
+
+    voice: Voice
+    row: Row
+    reference: Row | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows without which nothing is heard."""
+        return [self.row] if self.reference is None else [self.row, self.reference]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """What is to be noted of one request in one step.
 
     Attributes:
         watch: what is asked for.
         tokens: T tokens of the base.
-        base: where the base's logits for each of them lie.
-        heard: likewise, of each voice.
+        base: the base's row.
+        heard: the voices.
     """
 
     watch: Watch
     tokens: Sequence[int]
-    base: Sequence[Place]
-    heard: Sequence[tuple[Voice, Sequence[Place]]] = field(default_factory=list[tuple[Voice, Sequence[Place]]])
+    base: Row
+    heard: Sequence[Heard] = field(default_factory=list[Heard])
+
+    def places(self, row: Row, scores: Scores) -> Sequence[Place]:
+        """Return where a row's logits for each of the tokens lie."""
+        return scores[row][: len(self.tokens)]
 
 
-def note(guides: Sequence[Guide], parts: Sequence[Part], z: Tensor) -> list[list[TokenScores]]:
+def note(core: Core, parts: Sequence[Part], z: Tensor, scores: Scores) -> list[list[TokenScores]]:
     """Return what is noted of the tokens of each part.
 
     Args:
-        guides: those that are loaded.
+        core: what is loaded.
         parts: the requests that are watched.
         z: (Σ T, V) combined logits, part after part, before penalties, biases, temperature and cuts.
+        scores: where logits lie.
     """
     tokens = [token for part in parts for token in part.tokens]
     owners = [part for part in parts for _ in part.tokens]
@@ -88,13 +116,14 @@ def note(guides: Sequence[Guide], parts: Sequence[Part], z: Tensor) -> list[list
     asking = [n for n, part in enumerate(owners) if part.watch.base]
     base: dict[int, tuple[float, _Top, float]] = {}
     if asking:
-        places = [place for part in parts if part.watch.base for place in part.base[: len(part.tokens)]]
+        places = [place for part in parts if part.watch.base for place in part.places(part.base, scores)]
         logs = log_probabilities(lines(places).to(z.device))
         own = combined if len(asking) == len(tokens) else combined[torch.tensor(asking, device=z.device)]
         base_tops = _tops(logs, [owners[n].watch.top for n in asking])
         values = zip(taken(logs, [tokens[n] for n in asking]), base_tops, _kl(own, logs), strict=True)
         base = dict(zip(asking, values, strict=True))
-    by_guide, by_objective = _heard(guides, parts, z.device)
+    policies = [_policies(core, part) for part in parts for _ in part.tokens]
+    by_guide, by_objective = _heard(core, parts, scores, z.device)
     notes = [
         TokenScores(
             token,
@@ -103,6 +132,7 @@ def note(guides: Sequence[Guide], parts: Sequence[Part], z: Tensor) -> list[list
             *base.get(n, (None, (), None)),
             guides=by_guide[n],
             objectives=by_objective[n],
+            policies=policies[n],
         )
         for n, token in enumerate(tokens)
     ]
@@ -113,25 +143,40 @@ def note(guides: Sequence[Guide], parts: Sequence[Part], z: Tensor) -> list[list
     return result
 
 
+def _policies(core: Core, part: Part) -> frozenset[str]:
+    """Return the names of what is heard of policies."""
+    voices = (heard.voice for heard in part.heard if core.reference_of(heard.voice.stream) is not None)
+    return frozenset(name for voice in voices for name in (voice.guide, voice.objective) if name is not None)
+
+
 def _heard(
-    guides: Sequence[Guide], parts: Sequence[Part], device: torch.device
+    core: Core, parts: Sequence[Part], scores: Scores, device: torch.device
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Return what each guide and each objective thinks of each token, by name."""
-    asked: dict[int, list[tuple[int, Voice, Sequence[int], Sequence[Place]]]] = defaultdict(list)
+    asked: dict[int, list[tuple[int, Heard, Part]]] = defaultdict(list)
     first = 0
     for part in parts:
-        for voice, places in part.heard:
-            asked[voice.stream].append((first, voice, part.tokens, places[: len(part.tokens)]))
+        for heard in part.heard:
+            asked[heard.voice.stream].append((first, heard, part))
         first += len(part.tokens)
     by_guide: list[dict[str, float]] = [{} for _ in range(first)]
     by_objective: list[dict[str, float]] = [{} for _ in range(first)]
     for stream, group in asked.items():
-        logits = lines([place for *_, places in group for place in places]).to(device)
-        logs = log_probabilities(guides[stream - 1].vocabulary.gather(logits))
-        values = iter(taken(logs, [token for _, _, tokens, _ in group for token in tokens]))
-        for at, voice, tokens, _ in group:
-            known = True
-            for n, value in enumerate([next(values) for _ in tokens], start=at):
+        tokens = [token for *_, part in group for token in part.tokens]
+
+        def logs(stream: int, rows: Iterable[Row], group: Any = group, tokens: Sequence[int] = tokens) -> list[float]:
+            places = [place for row, (*_, part) in zip(rows, group, strict=True) for place in part.places(row, scores)]
+            return taken(log_probabilities(core.gather(stream, lines(places).to(device))), tokens)
+
+        found = logs(stream, [heard.row for _, heard, _ in group])
+        reference = core.reference_of(stream)
+        if reference is not None:
+            rows = [heard.reference for _, heard, _ in group if heard.reference is not None]
+            found = less(found, logs(reference, rows))
+        values = iter(found)
+        for at, heard, part in group:
+            voice, known = heard.voice, True
+            for n, value in enumerate([next(values) for _ in part.tokens], start=at):
                 # It does not know the token, so what it says of those after it is about another text.
                 known = known and math.isfinite(value)
                 if known and voice.guide is not None:
@@ -139,6 +184,14 @@ def _heard(
                 if known and voice.objective is not None:
                     by_objective[n][voice.objective] = value
     return by_guide, by_objective
+
+
+def less(values: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Return log π − log π_ref of each token; -inf for one that either cannot write, as decoding has it."""
+    return [
+        value - other if value > -math.inf and other > -math.inf else -math.inf
+        for value, other in zip(values, reference, strict=True)
+    ]
 
 
 def _tops(logs: Tensor, counts: Sequence[int]) -> list[_Top]:

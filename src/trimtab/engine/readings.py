@@ -10,7 +10,7 @@ from torch import Tensor
 from trimtab.decoding.rules import combine, ensure_usable
 from trimtab.engine.core import Core
 from trimtab.engine.guidance import Pull
-from trimtab.engine.noting import Part, note, voices
+from trimtab.engine.noting import Heard, Part, less, note, voices
 from trimtab.engine.places import Scores, lines, log_probabilities, taken
 from trimtab.engine.requests import BASE, Request, Row
 from trimtab.engine.results import TokenScores, Watch
@@ -25,7 +25,7 @@ class Reading(Request):
     Attributes:
         answer: its tokens.
         base: log-probabilities log π_b of the tokens read so far, nats.
-        guides: for each guide its log-probabilities, at the pull that is asked for.
+        guides: for each guide its scores, at the pull that is asked for: log π_r, of a policy log π − log π_ref.
         alone: for each guide and each of its objectives alone, where that was asked for.
         combined: log-probabilities of the guided distribution.
         watch: what is noted of each token beside; ``None``: nothing.
@@ -48,7 +48,7 @@ class Reading(Request):
 
         Args:
             core: what is loaded.
-            prompts: stream → prompt ids, for the base and every guide that reads.
+            prompts: stream → prompt ids, for the base, every guide that reads, and their references.
             answer: T ≥ 1 token ids of the base.
             pulls: what is asked of each guide.
             alone: stream → further pulls that the guide also reads at.
@@ -59,7 +59,7 @@ class Reading(Request):
             GuidanceError: a guide does not know a token of the answer.
         """
         self._own = {stream: [core.own_id(stream, token) for token in answer] for stream in prompts}
-        asked = {stream: pulls[stream - 1] if stream else None for stream in sorted(prompts)}
+        asked = {stream: core.pull(stream, pulls) if stream else None for stream in sorted(prompts)}
         self._main = {s: core.row(s, list(prompts[s]), pull, salt) for s, pull in asked.items()}
         rows = {(row.stream, row.mark): row for row in self._main.values()}
 
@@ -69,7 +69,11 @@ class Reading(Request):
 
         self._alone = {stream: [one(stream, pull) for pull in extra] for stream, extra in alone.items()}
         wanted = voices(core.guides, pulls) if watch is not None and watch.objectives else []
-        self._heard = [(voice, one(voice.stream, voice.pull)) for voice in wanted if voice.stream in prompts]
+        self._heard = [
+            Heard(voice, one(voice.stream, voice.pull), self._reference(core, voice.stream))
+            for voice in wanted
+            if voice.stream in prompts
+        ]
         super().__init__(list(rows.values()))
         self.base: list[float] = []
         self.guides: list[list[float]] = [[] for _ in pulls]
@@ -100,24 +104,28 @@ class Reading(Request):
             logits = {stream: self._logits(row, scores) for stream, row in self._main.items()}
             device = logits[BASE].device
             guides = [stream for stream in logits if stream]
-            weights = [torch.full((len(answer),), self._pulls[s - 1].weight, device=device) for s in guides]
-            z = combine(logits[BASE], [logits[stream] for stream in guides], weights)
+            core, size = self._core, (len(answer),)
+            weights = [torch.full(size, core.pull(s, self._pulls).weight, device=device) for s in guides]
+            own = torch.full(size, core.base_weight(self._pulls), device=device) if core.shares_reference else None
+            z = combine(logits[BASE], [logits[stream] for stream in guides], weights, base_weight=own)
             ensure_usable(z)
         except NumericalError as error:
             self.error = error
             return
         if self.observer is not None:
             self.observer(logits[BASE], z)
-        self.base += taken(log_probabilities(logits[BASE]), answer)
+        found = {stream: taken(log_probabilities(own), answer) for stream, own in logits.items()}
+        self.base += found[BASE]
         self.combined += taken(log_probabilities(z), answer)
         for stream in guides:
-            self.guides[stream - 1] += taken(log_probabilities(logits[stream]), answer)
+            if stream <= len(core.guides):
+                self.guides[stream - 1] += self._score(stream, found[stream], found)
         for stream, rows in self._alone.items():
             for k, row in enumerate(rows):
-                self.alone[stream - 1][k] += taken(log_probabilities(self._logits(row, scores)), answer)
+                alone = taken(log_probabilities(self._logits(row, scores)), answer)
+                self.alone[stream - 1][k] += self._score(stream, alone, found)
         if self.watch is not None:
-            heard = [(voice, scores[row]) for voice, row in self._heard]
-            (notes,) = note(self._core.guides, [Part(self.watch, answer, scores[self._main[BASE]], heard)], z)
+            (notes,) = note(core, [Part(self.watch, answer, self._main[BASE], self._heard)], z, scores)
             self.noted += notes
         self._at += len(answer)
         self.ahead = 0
@@ -125,5 +133,14 @@ class Reading(Request):
             row.tokens.append(self._own[row.stream][self._at - 1])
 
     def _logits(self, row: Row, scores: Scores) -> Tensor:
-        found = lines(scores[row]).to(self._core.base.device)
-        return self._core.guides[row.stream - 1].vocabulary.gather(found) if row.stream else found
+        return self._core.gather(row.stream, lines(scores[row]).to(self._core.base.device))
+
+    def _reference(self, core: Core, stream: int) -> Row | None:
+        """Return the row whose log-probabilities are subtracted from a policy's; ``None`` for another guide's."""
+        reference = core.reference_of(stream)
+        return None if reference is None else self._main[reference]
+
+    def _score(self, stream: int, values: list[float], found: Mapping[int, list[float]]) -> list[float]:
+        """Return a guide's scores of tokens whose log-probabilities it has given."""
+        reference = self._core.reference_of(stream)
+        return values if reference is None else less(values, found[reference])

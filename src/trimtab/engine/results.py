@@ -38,9 +38,11 @@ class TokenScores:
         base_log_prob: log π_b; ``None`` if not asked for.
         base_top: as ``top``, under the base.
         kl: KL(guided ‖ base) of the distribution that the token was drawn from; ``None`` if not asked for.
-        guides: guide name → log π_r at its preference in force, if asked for.
-        objectives: objective (GUIDE/OBJECTIVE where several guides have it) → log π_r at that objective alone, if
-            asked for. A plain guide that rewards a mixture of objectives has none of them alone.
+        guides: guide name → its score at its preference in force, if asked for: log π_r, or log π − log π_ref of a
+            policy.
+        objectives: objective (GUIDE/OBJECTIVE where several guides have it) → the guide's score at that objective
+            alone, if asked for. A plain guide that rewards a mixture of objectives has none of them alone.
+        policies: names among these whose score is a log-ratio already, those of policies.
     """
 
     token_id: int
@@ -51,6 +53,17 @@ class TokenScores:
     kl: float | None = None
     guides: Mapping[str, float] = field(default_factory=dict[str, float])
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
+    policies: frozenset[str] = frozenset()
+
+    def log_ratio(self, name: str) -> float | None:
+        """Return what a guide or objective alone likes better in the token than an untrained model does, in nats.
+
+        That is log π_r − log π_b, and of a policy its score, log π − log π_ref. ``None`` where it was not noted.
+        """
+        value = self.objectives.get(name, self.guides.get(name))
+        if value is None or name in self.policies:
+            return value
+        return None if self.base_log_prob is None else value - self.base_log_prob
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +107,15 @@ class Score:
         token_ids: the answer's T tokens, the end-of-answer token last unless left out.
         tokens: their texts.
         base: T log-probabilities log π_b(y_t | x, y_<t).
-        guides: guide name → T log-probabilities log π_r(y_t | x, y_<t): the reward of each token, at the guide's
-            preference where it takes one.
-        contributions: guide name → T values w·log π_r(y_t | x, y_<t), what the guide adds to z' of that token.
+        guides: guide name → T scores s_t, the reward of each token, at the guide's preference where it takes one:
+            log π_r(y_t | x, y_<t), or log π − log π_ref of a policy, π_ref the model that it was trained from.
+        contributions: guide name → T values w·s_t, what the guide adds to log π_b of that token; base and contributions
+            sum to z', of which ``combined`` is the log-softmax.
         combined: T log-probabilities of the guided distribution.
-        rewards: guide name → Σ_t log π_r(y_t | x, y_<t), the guide's reward of the whole answer.
+        rewards: guide name → Σ_t s_t, the guide's reward of the whole answer.
         weights: guide name → w, strength included.
         preferences: for each guide that takes a preference, objective → α.
-        objectives: guide name → objective → T log-probabilities of that guide at the one objective, if asked for.
+        objectives: guide name → objective → T scores of that guide at the one objective, if asked for.
     """
 
     token_ids: list[int]

@@ -110,12 +110,9 @@ def notes_of(
     watched = {i: answer.watch for i, answer in enumerate(answers) if answer.watch is not None}
     if not watched:
         return {}
-    parts = [
-        Part(watch, tokens[i], scores[answers[i].rows[0]], [(voice, scores[row]) for voice, row in answers[i].heard])
-        for i, watch in watched.items()
-    ]
+    parts = [Part(watch, tokens[i], answers[i].rows[0], answers[i].heard) for i, watch in watched.items()]
     index = [first[i] + n for i in watched for n in range(len(tokens[i]))]
-    found = note(core.guides, parts, z if len(index) == len(z) else z[torch.tensor(index, device=z.device)])
+    found = note(core, parts, z if len(index) == len(z) else z[torch.tensor(index, device=z.device)], scores)
     return dict(zip(watched, found, strict=True))
 
 
@@ -136,7 +133,7 @@ def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: in
     guides: list[Tensor] = []
     weights: list[Tensor] = []
     owners: list[Tensor | None] = []
-    for stream, guide in enumerate(core.guides, start=1):
+    for stream, guide in enumerate(core.readers, start=1):
         if head == DRAFT and guide.backbone != core.backbone_of(DRAFT):
             continue
         heard = {a for a in answers if any(row.stream == stream and not row.watches for row in a.rows)}
@@ -144,10 +141,14 @@ def combined(core: Core, answers: Sequence[Steered], scores: Scores, *, head: in
             continue
         places = [place for answer in answers if answer in heard for place in _places(answer, stream, scores)]
         guides.append(guide.vocabulary.gather(lines(places).to(base.device)))
-        weights.append(torch.tensor([a.pulls[stream - 1].weight for a in spread if a in heard], device=base.device))
+        asked = [core.pull(stream, a.pulls, head).weight for a in spread if a in heard]
+        weights.append(torch.tensor(asked, device=base.device))
         index = [i for i, answer in enumerate(spread) if answer in heard]
         owners.append(None if len(index) == len(spread) else torch.tensor(index, device=base.device))
-    return combine(base, guides, weights, owners)
+    own: Tensor | None = None
+    if head == BASE and core.shares_reference:
+        own = torch.tensor([core.base_weight(answer.pulls) for answer in spread], device=base.device)
+    return combine(base, guides, weights, owners, base_weight=own)
 
 
 def draw_together(answers: Sequence[Answer]) -> list[list[int]]:
@@ -181,7 +182,7 @@ def unusable(core: Core, z: Tensor, answer: Steered, scores: Scores) -> Numerica
     what = f"The logits hold {kind}, so no token can be chosen from them."
     for row in answer.deciding:
         if any(bool(torch.isnan(tensor[line]).any()) for tensor, line in scores[row]):
-            who = f"guide {core.guides[row.stream - 1].name!r}" if row.stream else f"base {core.base.id!r}"
+            who = f"guide {core.reader(row.stream).name!r}" if row.stream else f"base {core.base.id!r}"
             return NumericalError(f"{what} They come from the {who}: try dtype='float32', and check its weights.")
     return NumericalError(
         f"{what} Each model's own logits are numbers: the weights are too large, or no token is left that all know "

@@ -204,7 +204,7 @@ def _complete(answer: Answer, scores: Scores) -> Iterator[tuple[Row, list[Place]
 
 def _costs(core: Core) -> Costs:
     """Return what drafting and checking cost where reading weights is what takes time."""
-    streams = {core.backbone_of(stream) for stream in range(len(core.guides) + 1)}
+    streams = {core.backbone_of(stream) for stream in range(len(core.readers) + 1)}
     sizes = [weight_bytes(backbone.model) for backbone in core.backbones]
     step = sum(size for number, size in enumerate(sizes) if number in streams)
     return Costs.of_reads(max(1, step), sizes[core.draft.backbone] if core.draft else 0, position=_POSITION)

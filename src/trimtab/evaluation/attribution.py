@@ -47,14 +47,13 @@ class Attribution:
 
     @property
     def rows(self) -> dict[str, list[float]]:
-        """Objective → T log-ratios log π_r − log π_base, in nats.
+        """Objective → T log-ratios log π_r − log π_base (of a policy log π − log π_ref), in nats.
 
         A plain guide that rewards a mixture of objectives has none of them alone and stands under its own name. Tokens
         that a guide does not know, and those after them, are NaN.
         """
         names = dict.fromkeys(name for score in self.scores for name in score.objectives)
-        rows = {name: [_ratio(score.objectives.get(name), score) for score in self.scores] for name in names}
-        return rows | {name: [_ratio(score.guides.get(name), score) for score in self.scores] for name in self.mixed}
+        return {name: [_ratio(score, name) for score in self.scores] for name in (*names, *self.mixed)}
 
     @property
     def totals(self) -> dict[str, float]:
@@ -87,7 +86,7 @@ class Attribution:
             "kl": score.kl,
             "guides": dict(score.guides),
             "objectives": {
-                name: {"logprob": value, "log_ratio": value - (score.base_log_prob or 0.0)}
+                name: {"logprob": None if name in score.policies else value, "log_ratio": score.log_ratio(name)}
                 for name, value in score.objectives.items()
             },
             "top": self._named(score.top),
@@ -182,7 +181,6 @@ def read_each(engine: Engine, readings: Iterable[Reading], *, max_batch_size: in
         driver.forget(going)
 
 
-def _ratio(log_prob: float | None, score: TokenScores) -> float:
-    if log_prob is None or score.base_log_prob is None:
-        return math.nan
-    return log_prob - score.base_log_prob
+def _ratio(score: TokenScores, name: str) -> float:
+    ratio = score.log_ratio(name)
+    return math.nan if ratio is None else ratio

@@ -89,6 +89,26 @@ def test_a_change_before_the_first_token_is_not_lost(visitor, stage):
     assert stage.changes[-1]["weights"]["polite"] == -1.5
 
 
+def test_both_sides_are_coloured_by_the_same_weights(visitor, stage):
+    """The ratios of both sides are the same here, so the weighted colours are, too, also after a change on the way."""
+    moved = threading.Event()
+    stage.tokens, stage.ratios = ["x ", "y ", moved, "z ", "z."], [0.6]
+    page = visitor.open(stage.url + "/#v=1&compare=1&w.polite=1&s=1&view=tokens")
+    ask(page)
+    expect(page.locator(".guided .token")).to_have_count(2)
+    expect(page.locator(".base .token")).to_have_count(2)
+    number(page, "Strength").fill("4")
+    expect(page.locator(".mark b")).to_have_text("strength 4")
+    moved.set()
+    finished(page, 2)
+    shades = [
+        page.locator(f".{side} .token").evaluate_all("all => all.map((one) => one.classList[1])")
+        for side in ("guided", "base")
+    ]
+    assert shades[0] == shades[1]
+    assert shades[0][0] == shades[0][1] != shades[0][2] == shades[0][3]
+
+
 def test_a_mixture_by_mouse_touch_and_keyboard(visitor, stage):
     page = visitor.open(stage.url, has_touch=True)
     pad = page.get_by_role("slider", name="Mixture of")

@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.evaluation.judges.asking import Estimate, estimate, judge_pairs
+    from trimtab.evaluation.judges.asking import Estimate, ask_about, estimate, judge_pairs
     from trimtab.evaluation.judges.config import JudgeConfig
+    from trimtab.evaluation.judges.independence import judge_dependence
     from trimtab.evaluation.judges.pairs import AnswerPair, pair_up, read_answers
     from trimtab.evaluation.judges.report import JudgedPair, JudgeReport
     from trimtab.evaluation.judges.verdicts import read_probabilities, read_verdict
@@ -18,7 +19,9 @@ __all__ = [
     "JudgeConfig",
     "JudgeReport",
     "JudgedPair",
+    "ask_about",
     "estimate",
+    "judge_dependence",
     "judge_pairs",
     "pair_up",
     "read_answers",
@@ -33,7 +36,9 @@ _HOMES = {
     "JudgeConfig": "config",
     "JudgeReport": "report",
     "JudgedPair": "report",
+    "ask_about": "asking",
     "estimate": "asking",
+    "judge_dependence": "independence",
     "judge_pairs": "asking",
     "pair_up": "pairs",
     "read_answers": "pairs",

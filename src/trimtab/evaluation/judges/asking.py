@@ -40,7 +40,7 @@ class Estimate:
     cost: float | None
 
     def __str__(self) -> str:
-        cost = "unknown, give --input-price and --output-price" if self.cost is None else f"{self.cost:.4g} at most"
+        cost = "unknown without the judge's prices" if self.cost is None else f"{self.cost:.4g} at most"
         return (
             f"{self.requests} requests ({self.cached} more are in the cache), about {self.input_tokens:,} tokens read "
             f"and at most {self.output_tokens:,} written; cost: {cost}"
@@ -49,7 +49,7 @@ class Estimate:
 
 def estimate(pairs: Sequence[AnswerPair], config: JudgeConfig, *, cache: Path | None = None) -> Estimate:
     """Return what judging these pairs will take, without asking anything."""
-    known = ReplyCache(cache)
+    known = ReplyCache(cache, writable=False)
     bodies = {
         content_key(chat_url(config.judge_url), body): body
         for pair in pairs
@@ -88,14 +88,33 @@ def judge_pairs(
         JudgeError: the endpoint refuses, or does not answer.
         ConfigError: there are no pairs, or the address is none.
     """
+    judged = ask_about(pairs, config, api_key=api_key, cache=cache, progress=progress)
+    return JudgeReport.of(config.judge_model, judged), judged
+
+
+def ask_about(
+    pairs: Sequence[AnswerPair],
+    config: JudgeConfig,
+    *,
+    api_key: str | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[JudgedPair]:
+    """Return what a judge says of each pair, as in :func:`judge_pairs`, for pairs that are not one comparison.
+
+    Raises:
+        JudgeError: the endpoint refuses, or does not answer.
+        ConfigError: there are no pairs, or the address is none.
+    """
     if not pairs:
         raise ConfigError("There are no pairs to judge.")
     asked = [pair for pair in pairs if pair.a != pair.b]
-    equal = [JudgedPair(pair.id, (0.5, 0.5), _words(pair)) for pair in pairs if pair.a == pair.b]
-    judged = asyncio.run(_Asking(config, api_key, ReplyCache(cache), progress).all(asked))
-    report = JudgeReport.of(config.judge_model, judged, equal)
-    by_id = {pair.id: pair for pair in [*judged, *equal]}
-    return report, [by_id[pair.id] for pair in pairs]
+    found = iter(asyncio.run(_Asking(config, api_key, ReplyCache(cache), progress).all(asked)))
+    return [
+        next(found) if pair.a != pair.b
+        else JudgedPair(pair.id, (0.5, 0.5), _words(pair), group=pair.group, equal=True)
+        for pair in pairs
+    ]  # fmt: skip
 
 
 class _Asking:
@@ -111,6 +130,7 @@ class _Asking:
         self._places = asyncio.Semaphore(config.concurrency)
         self._succeeded = False
         self._done = 0
+        self._locks: dict[str, asyncio.Lock] = {}
 
     async def all(self, pairs: Sequence[AnswerPair]) -> list[JudgedPair]:
         async with self._endpoint:
@@ -151,22 +171,25 @@ class _Asking:
             preferences.append(None if found is None else 1 - found if swapped else found)
             replies.append(str(reply["message"].get("content") or ""))
             problem = problem or ("" if found is not None else _why(reply))
-        return JudgedPair(pair.id, (preferences[0], preferences[1]), _words(pair), (replies[0], replies[1]), problem)
+        found = (preferences[0], preferences[1])
+        return JudgedPair(pair.id, found, _words(pair), (replies[0], replies[1]), problem, pair.group)
 
     async def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
         key = content_key(self._url, body)
-        known = self._cache.get(key)
-        if known is None:
-            answer = await self._endpoint.ask(body)
-            choice = answer["choices"][0]
-            known = {
-                "message": {"content": choice["message"].get("content")},
-                "finish_reason": choice.get("finish_reason"),
-                "logprobs": choice.get("logprobs"),
-                "model": answer.get("model"),
-                "usage": answer.get("usage"),
-            }
-            self._cache.put(key, known)
+        # Two pairs of the same texts, or one and its mirror image, ask the same thing, maybe at the same time.
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            known = self._cache.get(key)
+            if known is None:
+                answer = await self._endpoint.ask(body)
+                choice = answer["choices"][0]
+                known = {
+                    "message": {"content": choice["message"].get("content")},
+                    "finish_reason": choice.get("finish_reason"),
+                    "logprobs": choice.get("logprobs"),
+                    "model": answer.get("model"),
+                    "usage": answer.get("usage"),
+                }
+                self._cache.put(key, known)
         self._succeeded = True
         return known
 
@@ -207,7 +230,7 @@ def _preference(reply: dict[str, Any], verdict: str) -> float | None:
 
 
 def _why(reply: dict[str, Any]) -> str:
-    ending = " (cut off: raise --max-reply-tokens)" if reply.get("finish_reason") == "length" else ""
+    ending = " (cut off: raise max-reply-tokens)" if reply.get("finish_reason") == "length" else ""
     return f"no verdict in the reply{ending}"
 
 

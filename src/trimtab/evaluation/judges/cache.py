@@ -23,8 +23,12 @@ def content_key(url: str, body: Mapping[str, Any]) -> str:
 class ReplyCache:
     """Replies on disk, or in memory alone without a path. Prompts are kept as digests only, keys not at all."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, writable: bool = True) -> None:
         """Read what is there; a last line that was cut off is passed over.
+
+        Args:
+            path: the file.
+            writable: whether replies will be added; if not, nothing is touched.
 
         Raises:
             OutputError: the file cannot be read or written.
@@ -34,9 +38,10 @@ class ReplyCache:
         if path is None:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if writable:
+                path.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text(encoding="utf-8") if path.exists() else ""
-            if text and not text.endswith("\n"):  # what is added must not continue a line that was cut off
+            if writable and text and not text.endswith("\n"):  # what is added must not continue a line that was cut off
                 with path.open("a", encoding="utf-8") as file:
                     file.write("\n")
         except (OSError, UnicodeDecodeError) as error:

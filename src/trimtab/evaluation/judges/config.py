@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 RUBRIC = (
     "Prefer the answer that serves the person who asked best: it does what was asked, is correct, leaves out what does "
@@ -42,3 +42,10 @@ class JudgeConfig(BaseModel):
     retries: int = Field(6, ge=0, description="Repetitions of a request that failed in passing; Retry-After is obeyed.")
     input_price: float | None = Field(None, ge=0, description="Price of a million tokens that the judge reads.")
     output_price: float | None = Field(None, ge=0, description="Price of a million tokens that it writes.")
+
+    @field_validator("rubric")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the rubric is empty: say what makes an answer better")
+        return value

@@ -24,12 +24,14 @@ class AnswerPair:
         prompt: plain text or chat turns.
         a: the first system's answer.
         b: the second one's.
+        group: what several pairs of one prompt have in common; ``""`` for a pair that is alone.
     """
 
     id: str
     prompt: Any
     a: str
     b: str
+    group: str = ""
 
     @property
     def prompt_text(self) -> str:
@@ -88,8 +90,9 @@ def pair_up(
     for key, (prompt, answer) in a.items():
         if b[key][0] != prompt:
             raise DataError(f"The prompts of id {key[0]!r} differ: answer the same prompts with both.")
-        name = f"{key[0]}#{key[1]}" if any(sample for _, sample in a) else key[0]
-        pairs.append(AnswerPair(name, prompt, answer, b[key][1]))
+        several = any(sample for _, sample in a)
+        name = f"{key[0]}#{key[1]}" if several else key[0]
+        pairs.append(AnswerPair(name, prompt, answer, b[key][1], group=key[0] if several else ""))
     return pairs[:limit]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from trimtab.evaluation.comparing import length_controlled
+from trimtab.evaluation.comparing import length_controlled, sign_flip_p
 from trimtab.evaluation.scorers.common import bootstrap_interval
 
 FEWEST = 20
@@ -25,6 +25,8 @@ class JudgedPair:
         words: number of words of both answers.
         replies: what the judge wrote.
         problem: why there is no verdict, if there is none.
+        group: of the pairs of one prompt, which count as one; ``""`` for a pair that is alone.
+        equal: whether both answers are the same, a tie that nobody was asked about.
     """
 
     id: str
@@ -32,6 +34,8 @@ class JudgedPair:
     words: tuple[int, int]
     replies: tuple[str, str] = ("", "")
     problem: str = ""
+    group: str = ""
+    equal: bool = False
 
     @property
     def outcome(self) -> Outcome | None:
@@ -49,6 +53,11 @@ class JudgedPair:
         first, second = self.preferences
         return first is not None and second is not None and _side(first) == _side(second)
 
+    @property
+    def points(self) -> float | None:
+        """What it counts for the first system: 1 a win, ½ a tie, 0 a loss; ``None`` if an order has no verdict."""
+        return None if self.outcome is None else {"win": 1.0, "tie": 0.5, "lose": 0.0}[self.outcome]
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         return {**asdict(self), "outcome": self.outcome}
@@ -58,6 +67,9 @@ class JudgedPair:
 class JudgeReport:
     """All pairs.
 
+    Pairs of one prompt are averaged first: answers to one prompt are not independent. Rates, intervals and the test are
+    over prompts.
+
     Attributes:
         judge: model that judged.
         wins: pairs that the first system wins in both orders.
@@ -65,9 +77,12 @@ class JudgeReport:
         losses: pairs that it loses in both.
         unjudged: pairs without a verdict in one of the orders; they are in no rate.
         equal: pairs with the same answer twice: ties that nobody was asked about.
-        win_rate: (wins + ties / 2) / judged pairs, with its 95 % bootstrap interval over pairs.
+        prompts: prompts with a pair that has a verdict.
+        win_rate: mean over prompts of 1 for a win, ½ for a tie and 0 for a loss, with its 95 % bootstrap interval.
+        p_value: two-sided, that neither system is preferred, by flipping the signs of the prompts' win rates less ½
+            (exact up to 16 prompts).
         length_controlled: the win rate at equal length, by a logistic fit on the difference in words; ``None`` below
-            20 judged pairs.
+            20 judged prompts.
         length_controlled_interval: its 95 % bootstrap interval.
         preference: mean preference for the first system over both orders, 0 to 1.
         consistency: share of asked pairs whose orders gave the same verdict.
@@ -81,8 +96,10 @@ class JudgeReport:
     losses: int
     unjudged: int
     equal: int
+    prompts: int
     win_rate: float | None
     win_rate_interval: tuple[float, float] | None
+    p_value: float | None
     length_controlled: float | None
     length_controlled_interval: tuple[float, float] | None
     preference: float | None
@@ -96,41 +113,52 @@ class JudgeReport:
         return asdict(self)
 
     @classmethod
-    def of(cls, judge: str, asked: Sequence[JudgedPair], equal: Sequence[JudgedPair] = ()) -> JudgeReport:
+    def of(cls, judge: str, pairs: Sequence[JudgedPair]) -> JudgeReport:
         """Sum up.
 
         Args:
             judge: name of the judge.
-            asked: pairs that it was asked about.
-            equal: pairs with the same answer twice.
+            pairs: judged pairs, and those with the same answer twice.
         """
-        every = [*asked, *equal]
-        judged = [pair for pair in every if pair.outcome is not None]
-        points = [{"win": 1.0, "tie": 0.5, "lose": 0.0}[pair.outcome] for pair in judged if pair.outcome is not None]
-        both = [(one, two) for one, two in (pair.preferences for pair in judged) if one is not None and two is not None]
+        outcomes = [pair.outcome for pair in pairs]
+        points, differences = _by_prompt(pairs)
+        both = [(one, two) for one, two in (pair.preferences for pair in pairs) if one is not None and two is not None]
         # Shown first is the first system's answer in the first order, and the second one's in the other.
         first = [float(p > 0.5) for one, two in both for p in (one, 1 - two) if p != 0.5]
-        certain = [pair for pair in asked if pair.outcome is not None]
-        count = len(every) or 1
-        differences = [pair.words[0] - pair.words[1] for pair in judged]
+        certain = [pair for pair in pairs if pair.outcome is not None and not pair.equal]
+        count = len(pairs) or 1
         controlled = length_controlled(points, differences).rate if len(points) >= FEWEST else None
         return cls(
             judge=judge,
-            wins=sum(pair.outcome == "win" for pair in every),
-            ties=sum(pair.outcome == "tie" for pair in every),
-            losses=sum(pair.outcome == "lose" for pair in every),
-            unjudged=len(every) - len(judged),
-            equal=len(equal),
+            wins=outcomes.count("win"),
+            ties=outcomes.count("tie"),
+            losses=outcomes.count("lose"),
+            unjudged=outcomes.count(None),
+            equal=sum(pair.equal for pair in pairs),
+            prompts=len(points),
             win_rate=_mean(points),
             win_rate_interval=bootstrap_interval(points) if points else None,
+            p_value=sign_flip_p(points, [0.5] * len(points)) if points else None,
             length_controlled=controlled.value if controlled else None,
             length_controlled_interval=(controlled.low, controlled.high) if controlled else None,
             preference=_mean([(one + two) / 2 for one, two in both]),
             consistency=_mean([float(pair.consistent) for pair in certain]),
             shown_first=_mean(first),
             shown_first_interval=bootstrap_interval(first) if first else None,
-            words=(sum(pair.words[0] for pair in every) / count, sum(pair.words[1] for pair in every) / count),
+            words=(sum(pair.words[0] for pair in pairs) / count, sum(pair.words[1] for pair in pairs) / count),
         )
+
+
+def _by_prompt(pairs: Sequence[JudgedPair]) -> tuple[list[float], list[float]]:
+    """Return the mean points and the mean difference in words of every prompt that has a verdict."""
+    groups: dict[Any, list[tuple[float, int]]] = {}
+    for place, pair in enumerate(pairs):
+        if pair.points is not None:
+            groups.setdefault(pair.group or place, []).append((pair.points, pair.words[0] - pair.words[1]))
+    return (
+        [sum(points for points, _ in group) / len(group) for group in groups.values()],
+        [sum(words for _, words in group) / len(group) for group in groups.values()],
+    )
 
 
 def _side(preference: float) -> int:

@@ -7,12 +7,15 @@ from typing import Any
 
 from trimtab.preferences.records import response_text
 
+_MOST_REPLY = 1500
+
 
 def answers_of(
     metrics: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]],
     tokens: Mapping[str, Mapping[str, Any]],
     shown_prompts: int,
+    judged: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[dict[str, Any], int]:
     """Return what the page's script reads, and how many prompts have token notes.
 
@@ -21,6 +24,7 @@ def answers_of(
         samples: the records of ``samples.jsonl``, setting by setting, prompt by prompt.
         tokens: key → token notes.
         shown_prompts: most prompts.
+        judged: the records of ``verdicts.jsonl``.
     """
     each, count = metrics["samples_per_prompt"], metrics["prompts"]["count"]
     shown = min(shown_prompts, count)
@@ -46,7 +50,27 @@ def answers_of(
         settings.append(shelves)
     prompts = [_prompt(samples[p * each]) for p in range(shown)]
     colours = list(dict.fromkeys(name for note in notes for name in note["voices"]))
-    return {"prompts": prompts, "settings": settings, "notes": notes, "colours": colours}, len(noted)
+    return {
+        "prompts": prompts,
+        "settings": settings,
+        "notes": notes,
+        "colours": colours,
+        **_judged(metrics, judged, shown),
+    }, len(noted)
+
+
+def _judged(metrics: Mapping[str, Any], judged: Sequence[Mapping[str, Any]], shown: int) -> dict[str, Any]:
+    """Return the judge's verdicts by the places of the two settings, the prompt and the sample."""
+    if not judged:
+        return {}
+    places = {setting["name"]: i for i, setting in enumerate(metrics["settings"])}
+    found: dict[str, Any] = {}
+    for row in judged:
+        if row["number"] < shown:
+            place = f"{places[row['setting']]}/{places[row['against']]}/{row['number']}/{row['sample']}"
+            said = [reply[:_MOST_REPLY] for reply in row["replies"]]
+            found[place] = {"preferences": row["preferences"], "said": said, "problem": row["problem"]}
+    return {"judge": metrics["judge"]["model"], "judged": found}
 
 
 def _prompt(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,43 @@ function side(name) {
   byId(`${name}-answer`).replaceChildren(text, marks);
 }
 
+// What the judge said of the two answers that are shown; preferences are those for the answer of setting `first`.
+function judged() {
+  const box = byId("judged");
+  if (!box) return;
+  const [left, right, at] = [chosen("left"), chosen("right"), `${chosen("prompt")}/${chosen("sample")}`];
+  const straight = data.judged[`${left}/${right}/${at}`];
+  const found = straight || data.judged[`${right}/${left}/${at}`];
+  const line = document.createElement("p");
+  if (!found) {
+    line.textContent = `The judge ${data.judge} was not asked about these two answers.`;
+    box.replaceChildren(line);
+    return;
+  }
+  const [own, other] = straight ? ["left", "right"] : ["right", "left"];
+  const side = (value) => (value === null ? "no verdict" : value > 0.5 ? own : value < 0.5 ? other : "a tie");
+  const sides = found.preferences.map(side);
+  const said = found.said.some((text) => text);
+  let outcome = `prefers the ${sides[0]} answer in both orders`;
+  if (found.problem) outcome = `gave no verdict in both orders: ${found.problem}`;
+  else if (sides[0] !== sides[1]) outcome = `disagrees with itself: ${sides[0]} with the ${own} answer first, ${sides[1]} with the ${other} one first; a tie`;
+  else if (sides[0] === "a tie") outcome = said ? "says tie in both orders" : "was not asked, as the answers are equal: a tie";
+  line.textContent = `The judge ${data.judge} ${outcome}.`;
+  const more = document.createElement("details");
+  const title = document.createElement("summary");
+  title.textContent = "What it said";
+  more.append(title);
+  found.said.forEach((text, order) => {
+    const head = document.createElement("h3");
+    head.className = "label";
+    head.textContent = `Shown as A: the ${order === 0 ? own : other} answer`;
+    const reply = document.createElement("pre");
+    reply.textContent = text || "(nothing)";
+    more.append(head, reply);
+  });
+  box.replaceChildren(line, ...(said ? [more] : []));
+}
+
 function answers() {
   if (!byId("prompt")) return;
   const show = () => {
@@ -111,6 +148,7 @@ function answers() {
     byId("token-note").classList.add("idle");
     side("left");
     side("right");
+    judged();
   };
   const step = (by) => {
     const pick = byId("prompt");

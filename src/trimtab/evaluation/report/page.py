@@ -15,6 +15,7 @@ from trimtab.evaluation.report.markup import embedded, esc, number, select
 from trimtab.evaluation.report.tables import (
     comparison_table,
     front_table,
+    judge_table,
     length_table,
     reward_table,
     scorer_table,
@@ -30,6 +31,7 @@ def page(
     samples: Sequence[Mapping[str, Any]],
     tokens: Mapping[str, Mapping[str, Any]],
     *,
+    judged: Sequence[Mapping[str, Any]] = (),
     shown_prompts: int = 64,
 ) -> str:
     """Return the report.
@@ -38,12 +40,13 @@ def page(
         metrics: the content of ``metrics.json``.
         samples: the records of ``samples.jsonl``.
         tokens: key → token notes.
+        judged: the records of ``verdicts.jsonl``.
         shown_prompts: most prompts whose answers are in it; fewer where the page would grow beyond 5 MB.
     """
     head, foot = _page_parts(metrics)
     room = MOST_BYTES - len((head + foot).encode())
     while True:
-        data, notes = answers_of(metrics, samples, tokens, shown_prompts)
+        data, notes = answers_of(metrics, samples, tokens, shown_prompts, judged)
         text = embedded(data)
         if len(text.encode()) <= room or shown_prompts == 0:
             break
@@ -70,7 +73,7 @@ def _page_parts(metrics: Metrics) -> tuple[str, str]:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{esc(title)} · trimtab evaluate</title><style>{style}</style></head><body>"
         f'<a class="skip" href="#verdicts">Skip to the verdicts</a>{_header(metrics, title)}<main>'
-        f"{guidance}{_notes(metrics)}{_verdicts(metrics)}{_rewards(metrics)}{_charts(metrics)}{_front(metrics)}"
+        f"{guidance}{_notes(metrics)}{_verdicts(metrics)}{_judge(metrics)}{_rewards(metrics)}{_charts(metrics)}{_front(metrics)}"
         f"{_comparisons(metrics)}"
     )
     foot = (
@@ -102,6 +105,11 @@ def _header(metrics: Metrics, title: str) -> str:
 
 def _notes(metrics: Metrics) -> str:
     notes = list(metrics["notes"])
+    judge = metrics["judge"]
+    if judge and not judge["finished"]:
+        notes.insert(0, f"The judge {judge['model']} had not finished: run the same command again to go on.")
+    if judge and judge["dependent"]:
+        notes.insert(0, f"FORCED: {judge['dependent']}")
     for scorer in metrics["scorers"]:
         if scorer["dependent"]:
             notes.insert(0, f"FORCED: {scorer['dependent']}")
@@ -116,7 +124,16 @@ def _verdicts(metrics: Metrics) -> str:
     return (
         '<section><h2 id="verdicts">Verdicts</h2><p>Gain over the base, and whether it stands beside the controls: '
         "better only if the interval of the difference to the base <em>and</em> to every control is above 0.</p>"
-        f"{verdict_table(metrics)}</section>"
+        f"{_judged_by(metrics)}{verdict_table(metrics)}</section>"
+    )
+
+
+def _judged_by(metrics: Metrics) -> str:
+    if not metrics["judge"]:
+        return ""
+    return (
+        "<p>The judge’s column has win rates, ties half, against the base: better only if the interval is above 50 % "
+        "against the base and every control, at equal length too, with a verdict on 90 % of the pairs.</p>"
     )
 
 
@@ -175,6 +192,38 @@ def _comparisons(metrics: Metrics) -> str:
     )
 
 
+def _judge(metrics: Metrics) -> str:
+    """Return what a judge prefers, pair by pair of settings, and what its verdicts are worth."""
+    judge = metrics["judge"]
+    if not judge:
+        return ""
+    if not judge["comparisons"]:
+        found = "It had not finished when this page was written." if not judge["finished"] else "No setting was judged."
+        return f'<section><h2 id="judge">Preferred by {esc(judge["model"])}</h2><p>{found}</p></section>'
+    rubric = f"<details><summary>The rubric</summary><pre>{esc(judge['rubric'])}</pre></details>"
+    reasons = "".join(
+        f"<dt>{esc(v['setting'])}</dt><dd>{esc(v['verdict'])} ({esc(v['why'])})</dd>" for v in judge["verdicts"]
+    )
+    return (
+        f'<section><h2 id="judge">Preferred by {esc(judge["model"])}</h2><p>A language model saw the prompt and both '
+        f"answers, in either order, on {judge['prompts']} prompts. The same answer preferred twice is a win; orders "
+        "that disagree are a tie, and ties are half a win. Judges have tastes, length among them: a win rate that is "
+        "gone at equal length was length, and one of a judge whose orders rarely agree is worth little. "
+        "<em>First shown</em> is how often a verdict goes to the answer that stands first; 50 % is no bias.</p>"
+        f"{judge_table(metrics)}<dl>{reasons}</dl>{rubric}</section>"
+    )
+
+
+def _asked(judge: Mapping[str, Any] | None) -> str:
+    if not judge:
+        return "none: no language model judged these answers"
+    independent = judge["dependent"] or "by its name nothing speaks against its independence"
+    return (
+        f"{judge['model']} at {judge['endpoint']}, in both orders, {judge['samples']} answers a prompt; verdicts by "
+        f"{judge['verdict']}; {independent}"
+    )
+
+
 def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> str:
     if not data["prompts"]:
         return '<section><h2 id="answers">Answers</h2><p>All answers are in <code>samples.jsonl</code>.</p></section>'
@@ -189,6 +238,7 @@ def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> s
     )
     samples = [str(i + 1) for i in range(metrics["samples_per_prompt"])]
     second = select("sample", "Sample", samples) if len(samples) > 1 else ""
+    judged = '<div id="judged" aria-live="polite"></div>' if "judge" in data else ""
     colours = select("colour", "Colour tokens by", ["nothing", *data["colours"]]) if data["colours"] else ""
     return (
         '<section><h2 id="answers">Answers, side by side</h2>'
@@ -201,6 +251,7 @@ def _samples_section(metrics: Metrics, data: Mapping[str, Any], notes: int) -> s
         f'<article aria-live="polite">{select("left", "Left", names, 0)}<div id="left-answer"></div></article>'
         f'<article aria-live="polite">{select("right", "Right", names, best)}<div id="right-answer"></div></article>'
         "</div>"
+        f"{judged}"
         '<p id="token-note" role="status" aria-live="polite">&nbsp;</p>'
         "<noscript><p>The picker needs JavaScript; every answer is in samples.jsonl.</p></noscript></section>"
     )
@@ -237,8 +288,9 @@ def _run(metrics: Metrics) -> str:
         "Time": f"{metrics['seconds']['answers']:.0f} s for answers, {metrics['seconds']['scores']:.0f} s for scores; "
         f"{metrics['written']} answers written by this process, the others found in the folder",
         "Versions": versions,
-        "Judges": "none: no language model judged these answers",
-        "Beside this file": "samples.jsonl, tokens.jsonl, metrics.json, config.yaml, plots/",
+        "Judge": _asked(metrics["judge"]),
+        "Beside this file": "samples.jsonl, tokens.jsonl, metrics.json, config.yaml, plots/"
+        + (", judgements.jsonl, verdicts.jsonl" if metrics["judge"] else ""),
     }
     items = "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in facts.items())
     return f'<section><h2 id="run">How it was run</h2><dl class="run">{items}</dl></section>'

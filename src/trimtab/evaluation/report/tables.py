@@ -14,17 +14,20 @@ _ROLES = {
     "temperature": "base at equal KL (run)",
     "equal_kl": "base at equal KL (between runs)",
 }
+_UNFINISHED = "not finished"
 _MARKS = {
     "better than base and controls": "good",
     "worse than the base": "bad",
     "no better than a control": "doubt",
     "judges itself": "doubt",
+    "no better at equal length": "doubt",
+    "too few verdicts": "doubt",
 }
 
 
 def verdict_table(metrics: Metrics) -> str:
-    """Return setting × scorer: the gain over the base, and the verdict in words."""
-    scorers = metrics["scorers"]
+    """Return setting × scorer: the gain over the base, and the verdict in words; a judge has the last column."""
+    scorers, judge = metrics["scorers"], metrics["judge"]
     gains = {(c["setting"], c["scorer"]): c["difference"] for c in metrics["comparisons"] if c["role"] == "base"}
     verdicts = {(v["setting"], v["scorer"]): v for v in metrics["verdicts"]}
     rows: list[list[Cell]] = []
@@ -38,8 +41,66 @@ def verdict_table(metrics: Metrics) -> str:
             bounds = f"[{number(gain['low'], signed=True)}, {number(gain['high'], signed=True)}]"
             detail = f"{bounds}\n{said['verdict']}{_beyond(said)}"
             row.append(Cell(number(gain["mean"], signed=True), detail, gain["mean"], _MARKS.get(said["verdict"], "")))
+        if judge:
+            row.append(_judged_cell(judge, setting["name"]))
         rows.append(row)
-    return table("Gain over the base, and verdict", ["Setting", *map(_title, scorers)], rows, name="verdict-table")
+    head = ["Setting", *map(_title, scorers), *([judge_title(judge)] if judge else [])]
+    return table("Gain over the base, and verdict", head, rows, name="verdict-table")
+
+
+def judge_title(judge: Mapping[str, Any]) -> str:
+    """Return the judge's name, with a mark if it was forced."""
+    return f"judge {judge['model']}{' (NOT INDEPENDENT)' if judge['dependent'] else ''}"
+
+
+def _judged_cell(judge: Mapping[str, Any], setting: str) -> Cell:
+    """Return the win rate against the base, or the first other that was judged, and the verdict."""
+    said = next((v for v in judge["verdicts"] if v["setting"] == setting), None)
+    own = sorted((c for c in judge["comparisons"] if c["setting"] == setting), key=lambda c: c["role"] != "base")
+    row = own[0] if own else None
+    if said is None or row is None:
+        return Cell("–", "not judged" if judge["finished"] else _UNFINISHED)
+    rate = _rate(row["win_rate"])
+    against = "" if row["role"] == "base" else f" against the {_ROLES[row['role']].removeprefix('the ')}"
+    detail = f"win rate{against} {rate.detail}"
+    return Cell(rate.text, f"{detail}\n{said['verdict']}", rate.sort, _MARKS.get(said["verdict"], ""))
+
+
+def judge_table(metrics: Metrics) -> str:
+    """Return what a judge says of every setting beside the base and its controls."""
+    rows: list[list[Cell]] = []
+    for item in metrics["judge"]["comparisons"]:
+        unjudged = f", {item['unjudged']} without a verdict" if item["unjudged"] else ""
+        equal = f", {item['equal']} equal answers" if item["equal"] else ""
+        words = f"{number(item['words'][0])} words, other {number(item['words'][1])}"
+        rows.append(
+            [
+                Cell(item["setting"]),
+                Cell(_ROLES[item["role"]], item["against"] if item["role"] != "base" else ""),
+                _rate(item["win_rate"]),
+                _rate(item["length_controlled"], words),
+                Cell(
+                    f"{item['wins']} / {item['ties']} / {item['losses']}",
+                    f"{item['pairs']} pairs{unjudged}{equal}",
+                    float(item["wins"] - item["losses"]),
+                ),
+                _p_cell(item),
+                Cell(percent(item["consistency"]), sort=item["consistency"]),
+                _rate(item["shown_first"]),
+            ]
+        )
+    head = [
+        "Setting", "Against", "Win rate", "At equal length", "Win, tie, lose", "p", "Orders agree", "First shown",
+    ]  # fmt: skip
+    return table("Preferred by the judge, paired by prompt", head, rows, name="judge-table")
+
+
+def _rate(value: Mapping[str, float] | None, detail: str = "") -> Cell:
+    """Return a rate with its interval, or why there is none."""
+    if value is None:
+        return Cell("–", detail)
+    bounds = f"[{percent(value['low'])}, {percent(value['high'])}]"
+    return Cell(percent(value["mean"]), f"{bounds}\n{detail}" if detail else bounds, value["mean"])
 
 
 def _beyond(said: Mapping[str, Any]) -> str:

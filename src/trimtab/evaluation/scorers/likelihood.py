@@ -117,7 +117,9 @@ class ImplicitScorer:
 
         def difference(prompt: Text, answer: str) -> float:
             score: Score = self.engine.score(prompt, answer, guidance=guidance)
-            return sum(score.guides[name]) - sum(score.base)
+            total = sum(score.guides[name])
+            # A policy's score is the difference already; its reference is the engine's base.
+            return total if self.engine.guides[name].is_policy else total - sum(score.base)
 
         return _each(difference, prompts_for(answers, prompts), answers, self.folder)
 

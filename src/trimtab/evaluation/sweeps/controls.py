@@ -5,8 +5,10 @@ An untrained guide on the base's own weights IS the base, so guiding with it at 
     softmax((log π_b + w·log π_b)/τ) = softmax(log π_b / (τ/(1 + w))),
 
 the base at temperature τ/(1 + w): nothing has to be trained or run beside it. The untrained form of a guide on another,
-smaller model is that model; it is loaded already and joins as a guide of its own. The second control is the base at the
-temperature that brings the guided setting's KL to the base.
+smaller model is that model; it is loaded already and joins as a guide of its own. An untrained policy (an aligned model
+as a guide) scores log π_ref − log π_ref = 0 everywhere, so what it guides is the base at its own temperature: the
+comparison with the base is that with the untrained policy. The second control is the base at the temperature that
+brings the guided setting's KL to the base.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 MOST_TEMPERATURES = 6
 """Guided settings beyond this many share the temperatures of a few of them, spread over their KL."""
 
+NOTHING = ""
+"""The untrained form of a policy: its score is 0 everywhere."""
+
 
 def with_untrained_guides(engine: Engine, prompts: Sequence[Text]) -> tuple[Engine, dict[str, str | None], list[str]]:
     """Give an engine the untrained forms of guides that are not the base itself when untrained.
@@ -39,8 +44,8 @@ def with_untrained_guides(engine: Engine, prompts: Sequence[Text]) -> tuple[Engi
         prompts: of the run; base and guide must read them alike for an untrained guide to be the base.
 
     Returns:
-        The engine to go on with; guide → name of its untrained form, ``None`` where that is the base; and what could
-        not be had, as sentences.
+        The engine to go on with; guide → name of its untrained form, ``None`` where that is the base, and
+        :data:`NOTHING` for a policy; and what could not be had, as sentences.
     """
     from trimtab.engine.engine import Engine as MakeEngine
 
@@ -49,7 +54,9 @@ def with_untrained_guides(engine: Engine, prompts: Sequence[Text]) -> tuple[Engi
     extra: list[Guide] = []
     missing: list[str] = []
     for guide in core.guides:
-        if is_base_untrained(engine, guide, prompts):
+        if guide.is_policy:
+            forms[guide.name] = NOTHING
+        elif is_base_untrained(engine, guide, prompts):
             forms[guide.name] = None
         elif guide.manifest.adapter == "full" or (guide.slot is None and guide.backbone != 0):
             missing.append(
@@ -88,10 +95,13 @@ def untrained_controls(
         if not _wants_controls(setting):
             continue
         weights = pull_weights(setting, engine)
-        if setting.temperature == 0 and all(forms.get(name, "") is None for name in weights):
-            continue  # the likeliest token of a sharper base is the base's
         if any(name not in forms for name in weights):
             continue  # said by with_untrained_guides
+        weights = {name: weight for name, weight in weights.items() if forms[name] != NOTHING}
+        if setting.temperature == 0 and all(forms[name] is None for name in weights):
+            continue  # the likeliest token of a sharper base is the base's
+        if not weights and _like_the_base(setting, settings):
+            continue  # the base itself, with which every setting is compared
         own = sum(weight for name, weight in weights.items() if forms[name] is None)
         if own <= -1:
             missing.append(
@@ -112,6 +122,13 @@ def untrained_controls(
             temperature, system=setting.system, roles=(role,),
         )  # fmt: skip
     return list(found.values()), missing
+
+
+def _like_the_base(setting: Setting, settings: Sequence[Setting]) -> bool:
+    """Return whether a setting is drawn from at the base's temperature, with its system message."""
+    return any(
+        s.kind == "base" and (s.temperature, s.system) == (setting.temperature, setting.system) for s in settings
+    )
 
 
 def pull_weights(setting: Setting, engine: Engine) -> dict[str, float]:

@@ -163,6 +163,7 @@ def guide_identity(guide: Any) -> str:
             "base": manifest.base.fingerprint,
             "template": manifest.chat_template,
             "untrained": guide.slot is None and manifest.adapter != "full",
+            **({"kind": manifest.kind} if manifest.kind != "arm" else {}),
         }
     )
 

@@ -68,12 +68,14 @@ class Result:
         samples: the records of ``samples.jsonl``.
         tokens: key → token notes.
         written: answers written now; the others were there.
+        judged: a judge's verdict on every pair, where one was asked.
     """
 
     metrics: dict[str, Any]
     samples: list[store.Record]
     tokens: Mapping[str, store.Record]
     written: int
+    judged: Sequence[Mapping[str, Any]] = ()
 
 
 def prepare(
@@ -117,6 +119,11 @@ def prepare(
             "An untrained guide on the base's own weights is the base itself, so guiding with it at weight w is the "
             "base at temperature τ/(1 + w) exactly: one and the same control under both names, run once."
         )
+    if controls.NOTHING in forms.values():
+        run.notes.append(
+            "An untrained policy scores 0 everywhere, so what it guides is the base: the comparison with the base is "
+            "that with the untrained policy."
+        )
     if config.temperature == 0:
         run.notes.append(
             "At temperature 0 a sharper base writes the base's own text, so the base is its own control; KL and "
@@ -154,7 +161,12 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
     numbers = aggregate(Table(run.settings, answers, run.columns), run.config, objectives)
     folder.finish(samples)
     seconds = {"answers": generated - started, "scores": time.monotonic() - generated}
-    metrics = {**_head(run, command, seconds), **numbers, "notes": [*run.notes, *numbers["notes"]]}
+    metrics: dict[str, Any] = {
+        **_head(run, command, seconds),
+        **numbers,
+        "judge": None,
+        "notes": [*run.notes, *numbers["notes"]],
+    }
     if folder.damaged:
         metrics["notes"].append(f"{folder.damaged} damaged lines of an earlier run were left out and written again.")
     return Result(metrics, samples, folder.known_tokens(), run.written)

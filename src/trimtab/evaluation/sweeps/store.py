@@ -7,6 +7,8 @@
       tokens.jsonl      what base, guidance and objectives think of every token, of the answers that the report colours
       metrics.json      every number of the report (docs/evaluation.md describes it)
       report.html       the report, one file
+      judgements.jsonl  a judge's replies by a digest of what was asked; no prompts
+      verdicts.jsonl    a judge's verdict on every pair
       config.yaml       the options; 'trimtab evaluate --config' repeats the run
       plots/            reward against KL, Pareto front, length; PNG and SVG
       cache/            answers of earlier settings, and those that a best-of-n method picked from
@@ -27,6 +29,7 @@ from trimtab.errors import OutputError
 from trimtab.files import write_whole
 
 SAMPLES, TOKENS, METRICS, REPORT, CONFIG = "samples.jsonl", "tokens.jsonl", "metrics.json", "report.html", "config.yaml"
+JUDGEMENTS, VERDICTS = "judgements.jsonl", "verdicts.jsonl"
 _CACHE, _CACHED_TOKENS = "cache/samples.jsonl", "cache/tokens.jsonl"
 _LOCK = ".lock"
 _MARK = ".trimtab-evaluate"
@@ -52,11 +55,13 @@ def check_folder(path: Path) -> None:
         raise OutputError(f"{path} holds files that are not of 'trimtab evaluate': name a new folder as --output-dir.")
 
 
-def known_keys(path: Path) -> set[str]:
-    """Return the keys of the answers that a folder has, without changing it."""
+def known_answers(path: Path | None) -> dict[str, Record]:
+    """Return key → record of the answers that a folder has, without changing it; nothing where there is no folder."""
+    if path is None:
+        return {}
     folder = RunFolder(path)
     records = [r for name in (_CACHE, SAMPLES) if (path / name).exists() for r in folder.records_of(path / name)]
-    return {record["key"] for record in records}
+    return {record["key"]: record for record in records}
 
 
 class RunFolder:
@@ -159,6 +164,17 @@ class RunFolder:
         if content or (self.path / name).exists():
             (self.path / name).parent.mkdir(exist_ok=True)
             write_whole(self.path / name, content)
+
+    def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write a file of one object a line, whole or not at all; without records there is no such file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if records:
+            write_whole(self.path / name, "".join(_line(dict(record)) for record in records))
+        else:
+            (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write one of the folder's files, whole or not at all.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,17 @@ WORSE = "worse than the base"
 UNCLEAR = "not told apart from the base"
 NO_CONTROL = "better than the base, no control"
 SELF = "judges itself"
+LENGTH = "no better at equal length"
+UNJUDGED = "too few verdicts"
+PARTLY = "better than what it was judged against"
+LEAST_JUDGED = 0.9
+"""Share of pairs that need a judge's verdict, since those without are hardly left out by chance."""
+_OTHERS = {
+    "base": "the base",
+    "untrained": "the untrained guide",
+    "temperature": "the base at equal KL",
+    "equal_kl": "the base at equal KL",
+}
 
 
 def against(
@@ -109,17 +120,51 @@ def verdict(rows: Mapping[str, Mapping[str, Any]], *, dependent: bool) -> tuple[
     controls = {role: row for role, row in rows.items() if role != "base"}
     if not controls:
         return NO_CONTROL, f"{shown(to_base)} against the base"
-    words = {
-        "untrained": "the untrained guide",
-        "temperature": "the base at equal KL",
-        "equal_kl": "the base at equal KL",
-    }
     for role, row in controls.items():
         if row["difference"]["low"] <= 0:
-            return NO_BETTER, f"{shown(row['difference'])} against {words[role]}"
+            return NO_BETTER, f"{shown(row['difference'])} against {_OTHERS[role]}"
     least = min(controls.items(), key=lambda item: item[1]["difference"]["mean"])
     far = "" if rows.get("equal_kl", {}).get("reached", True) else "; no control goes as far as its KL"
-    return BETTER, f"{shown(least[1]['difference'])} against {words[least[0]]}, {shown(to_base)} against the base{far}"
+    return (
+        BETTER,
+        f"{shown(least[1]['difference'])} against {_OTHERS[least[0]]}, {shown(to_base)} against the base{far}",
+    )
+
+
+def judge_verdict(rows: Mapping[str, Mapping[str, Any]], roles: Collection[str], *, dependent: bool) -> tuple[str, str]:
+    """Return what a judge's comparisons of one setting come to, by the rule of scorers and three things more.
+
+    A setting is better only if its win rate, ties half, is above ½ with its whole interval, against the base and every
+    control; at equal length too, because judges like length; and with a verdict on 90 % of the pairs. Where the base
+    or a control of the setting was not judged, the verdict says so.
+
+    Args:
+        rows: role of the other setting → comparison, of :func:`~trimtab.evaluation.sweeps.judging.judge_answers`.
+        roles: controls that the setting has.
+        dependent: whether the judge may not judge this setting.
+    """
+    if dependent:
+        return SELF, "this judge is not independent of the guides"
+    for row in rows.values():
+        if row["win_rate"] is None or row["pairs"] - row["unjudged"] < LEAST_JUDGED * row["pairs"]:
+            return UNJUDGED, f"{row['unjudged']} of {row['pairs']} pairs have no verdict: {row['problem']}"
+    above = {role: {"difference": {k: v - 0.5 for k, v in row["win_rate"].items()}} for role, row in rows.items()}
+    if "base" in above:
+        word, why = verdict(above, dependent=False)
+    else:
+        role, row = min(above.items(), key=lambda item: item[1]["difference"]["low"])
+        word = BETTER if row["difference"]["low"] > 0 else NO_BETTER
+        why = f"{shown(row['difference'])} against {_OTHERS[role]}"
+    why = f"win rate less ½: {why}"
+    if word not in (BETTER, NO_CONTROL):
+        return word, why
+    for role, row in rows.items():
+        controlled = row["length_controlled"]
+        if controlled is not None and controlled["low"] <= 0.5:
+            bounds = f"{controlled['mean']:.0%} [{controlled['low']:.0%}, {controlled['high']:.0%}]"
+            return LENGTH, f"at equal length it wins {bounds} against {_OTHERS[role]}"
+    missing = [name for role, name in _OTHERS.items() if role in {"base", *roles} and role not in rows]
+    return (PARTLY, f"{why}; not judged against {' and '.join(missing)}") if missing else (word, why)
 
 
 def shown(value: Mapping[str, float]) -> str:

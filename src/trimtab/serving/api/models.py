@@ -41,6 +41,7 @@ async def list_guides(request: Request) -> dict[str, Any]:
         "guides": [
             {
                 "name": guide.name,
+                "kind": guide.manifest.kind,
                 "objectives": [
                     {"name": each.name, "description": each.description, "direction": each.direction}
                     for each in guide.manifest.objectives

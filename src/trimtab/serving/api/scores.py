@@ -65,7 +65,7 @@ class Scores:
             "kl": None if n.kl is None else _finite(n.kl),
             "guides": {name: _finite(x) for name, x in n.guides.items()},
             "objectives": {
-                name: {"logprob": _finite(x), "log_ratio": None if base is None else _finite(x - base)}
+                name: {"logprob": None if name in n.policies else _finite(x), "log_ratio": _ratio(n, name)}
                 for name, x in n.objectives.items()
             },
             "top": [self._numbered(*each) for each in n.top[:top]],
@@ -84,6 +84,11 @@ class Scores:
         for token, log_prob in [*n.top[: self.top], (n.token_id, n.log_prob)]:
             found.setdefault(self.texts.text(token), _finite(log_prob))
         return found
+
+
+def _ratio(n: TokenScores, name: str) -> float | None:
+    ratio = n.log_ratio(name)
+    return None if ratio is None else _finite(ratio)
 
 
 def _finite(value: float) -> float:

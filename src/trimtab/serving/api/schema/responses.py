@@ -33,8 +33,10 @@ class NumberedToken(_Said):
 class ObjectiveScore(_Said):
     """What one objective alone thinks of a token."""
 
-    logprob: float = Field(description="log π_r at this objective alone, nats.")
-    log_ratio: float | None = Field(description="The same less the base's.")
+    logprob: float | None = Field(
+        description="log π_r at this objective alone, nats; null for a policy, whose score is a log-ratio already."
+    )
+    log_ratio: float | None = Field(description="The same less the base's; of a policy log π − log π_ref.")
 
 
 class TokenNote(_Said):
@@ -45,7 +47,7 @@ class TokenNote(_Said):
     logprob: float = Field(description="Of the guided distribution, nats.")
     base_logprob: float | None = Field(description="Of the base, nats.")
     kl: float | None = Field(description="KL(guided ‖ base) where the token was drawn, nats.")
-    guides: dict[str, float] = Field(description="Guide → log π_r, nats.")
+    guides: dict[str, float] = Field(description="Guide → its score, nats: log π_r, of a policy log π − log π_ref.")
     objectives: dict[str, ObjectiveScore]
     top: list[NumberedToken] = Field(description="Likeliest tokens of the guided distribution.")
     base_top: list[NumberedToken] = Field(description="Likeliest tokens of the base.")
@@ -186,6 +188,7 @@ class GuideInfo(_Said):
     """A guide that is loaded."""
 
     name: str
+    kind: Literal["arm", "policy"] = Field(description="'policy': an aligned model, whose score is log π − log π_ref.")
     objectives: list[GuideObjective]
     recommended_weight: float
     conditioned: bool = Field(description="Whether it follows a preference over its objectives.")

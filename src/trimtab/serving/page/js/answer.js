@@ -11,7 +11,7 @@ const NEAR = 4; // marks of fewer tokens apart become one: a slider that moves l
 export class Answer {
   /**
    * @param {{side: string, label: string, measures: object[], popover: object, view: string, measure: string,
-   *   weights: Record<string, number>, onView: (view: string) => void}} options
+   *   weights: Record<string, number>, guides: object[], onView: (view: string) => void}} options
    */
   constructor(options) {
     Object.assign(this, options);
@@ -74,7 +74,7 @@ export class Answer {
     for (const token of tokens) {
       token.shown = this.textOf(token.token);
       // What a token is worth to the guides depends on how strongly they pulled when it was drawn.
-      token.pull = weightedSum(token, this.weightsAt(this.tokens.length));
+      token.pull = weightedSum(token, this.weightsAt(this.tokens.length), this.guides);
       this.tokens.push(token);
       for (const measure of this.measures) {
         const value = measure.value(token);
@@ -104,7 +104,7 @@ export class Answer {
   /** Note which weights are applied, from a token on; tokens that have arrived since are measured anew. */
   steer(from, weights) {
     this.epochs = [...this.epochs.filter((epoch) => epoch.from < from), { from, weights }];
-    for (const token of this.tokens.slice(from)) token.pull = weightedSum(token, weights);
+    for (const token of this.tokens.slice(from)) token.pull = weightedSum(token, weights, this.guides);
     if (from < this.tokens.length && !this.measure) this.colour("");
   }
 

@@ -96,6 +96,7 @@ export class Chat {
       view: settings.scores ? settings.view : "text",
       measure: settings.measure,
       weights: appliedWeights(settings.pulls, settings.strength),
+      guides: this.info.guides,
       onView: (view) => this.store.set({ view }),
     });
     answer.onDraw = () => this.drawn(turn);
@@ -106,6 +107,8 @@ export class Chat {
     else turn.columns.append(answer.element);
     const messages = [...this.messages(side, this.turns.slice(0, this.turns.indexOf(turn))), { role: "user", content: turn.prompt }];
     const generation = new Generation(answer, streamed(this.info, settings, { messages, side, seed: turn.seed }));
+    // Both sides are coloured by the same weights at the same place, or their colours could not be compared.
+    generation.steered = (from, weights) => turn.answers.base !== answer && turn.answers.base?.steer(from, weights);
     generation.refused = (problem) => answer.fail(problem, []);
     this.running.add(generation);
     this.onState();

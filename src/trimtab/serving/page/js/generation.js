@@ -51,8 +51,14 @@ export class Generation {
 
   meet(chunk) {
     this.id = chunk.id;
-    if (this.answer.side === "guided" && chunk.guidance?.weights) this.answer.steer(0, chunk.guidance.weights);
+    if (this.answer.side === "guided" && chunk.guidance?.weights) this.steer(0, chunk.guidance.weights);
     if (this.wanted) this.later();
+  }
+
+  /** Pass on which weights are applied from a token on. */
+  steer(from, weights) {
+    this.answer.steer(from, weights);
+    this.steered?.(from, weights);
   }
 
   verdict(reason) {
@@ -92,7 +98,7 @@ export class Generation {
     try {
       const { from_token: from, guidance: applied } = await api.change(this.id, wanted);
       this.guidance = wanted;
-      this.answer.steer(from, applied.weights);
+      this.steer(from, applied.weights);
       this.answer.mark(from, before, wanted);
     } catch (problem) {
       // An answer that has just ended cannot be changed any more, which needs no words.

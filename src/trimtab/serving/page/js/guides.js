@@ -125,18 +125,21 @@ export function measures(info) {
     for (const objective of alone ? guide.objectives : [null]) {
       const name = objective?.name ?? guide.name;
       const key = objective && having(info, name).length > 1 ? `${guide.name}/${name}` : name;
-      const value = (token) => token.objectives?.[key]?.log_ratio ?? (guide.conditioned ? null : ratio(token, guide.name));
+      const value = (token) => token.objectives?.[key]?.log_ratio ?? (guide.conditioned ? null : ratio(token, guide));
       found.push({ id: key, label: key, value });
     }
   }
   return found;
 }
 
-/** Return Σ w·(log π_r − log π_b): what the guides add to a token's logit beyond the base's own view, nats. */
-export function weightedSum(token, weights) {
+/**
+ * Return Σ w·(log π_r − log π_b), of a policy w·(log π − log π_ref): what the guides add to a token's logit beyond the
+ * base's own view, nats.
+ */
+export function weightedSum(token, weights, guides) {
   let sum = 0;
   for (const [name, weight] of Object.entries(weights)) {
-    const value = ratio(token, name);
+    const value = ratio(token, guides.find((guide) => guide.name === name) ?? { name });
     if (value === null) return null;
     sum += weight * value;
   }
@@ -144,7 +147,8 @@ export function weightedSum(token, weights) {
 }
 
 function ratio(token, guide) {
-  const own = token.guides?.[guide];
+  const own = token.guides?.[guide.name];
+  if (guide.kind === "policy") return typeof own === "number" ? own : null; // its score is a log-ratio already
   return typeof own === "number" && typeof token.base_logprob === "number" ? own - token.base_logprob : null;
 }
 
