@@ -85,7 +85,8 @@ def interval(values: Array, draws: Array) -> dict[str, float]:
 def recovered(way: Array, base: Array, ceiling: Array, draws: Array) -> dict[str, float]:
     """Return (way − base) / (ceiling − base) of mean rewards, all (P,), with its bootstrap interval over prompts."""
     shares = np.concatenate([np.full((1, len(base)), 1 / len(base)), draws])
-    return _summary((shares @ (way - base)) / (shares @ (ceiling - base)))
+    with np.errstate(all="ignore"):  # a ceiling that does not gain leaves no share to speak of
+        return _summary((shares @ (way - base)) / (shares @ (ceiling - base)))
 
 
 def _summary(values: Array) -> dict[str, float]:

@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> None:
     measured = options.work_dir / "speed.json"
     if options.speed:
         measured.write_text(json.dumps(measure(options, folders, prompts)), encoding="utf-8")
-    trained = {g.name: trained_row(trainer, g, folders[g.name], options, pairs) for g in wanted}
     records = write_all(options, folders, prompts)
+    trained = {g.name: trained_row(trainer, g, folders[g.name], options, pairs) for g in wanted}
     result = {
         "counts": {**pairs.counts, "prompts": len(prompts)},
         "trained": trained,
