@@ -109,13 +109,10 @@ def at_equal_kl(
     """
     shares = np.concatenate([np.full((1, draws.shape[1]), 1 / draws.shape[1]), draws])
     base = shares @ ways[0][1]
-    over = [_along(curve, level, shares) - base for curve in (ways, ceilings)]
-    return {
-        "level": level,
-        "way": _summary(over[0]),
-        "ceiling": _summary(over[1]),
-        "share": _summary(over[0] / over[1]),
-    }
+    over = [_along(points, level, shares) - base for points in (ways, ceilings)]
+    with np.errstate(all="ignore"):
+        share = _summary(over[0] / over[1])
+    return {"level": level, "way": _summary(over[0]), "ceiling": _summary(over[1]), "share": share}
 
 
 def _along(curve: Sequence[tuple[Array, Array]], level: float, shares: Array) -> Array:
