@@ -28,9 +28,8 @@ FLUENT = "smollm2"
 """SmolLM2-135M: another family than the models of this study, and nothing guides it."""
 
 
-def make_scorers(options: Any, pairs: Pairs) -> dict[str, Scorer]:
+def make_scorers(encode: CachedEncoder, pairs: Pairs) -> dict[str, Scorer]:
     """Return the scorers, fitted on pairs whose prompts no guide has seen."""
-    encode = CachedEncoder(options.work_dir / "embeddings.npz")
     return {
         "words": BagOfWordsScorer.fit(pairs.scorer, OBJECTIVE),
         "encoder": EncoderScorer.fit(pairs.scorer, OBJECTIVE, encode=encode),
@@ -74,6 +73,27 @@ def fluency_of(options: Any, records: Records) -> dict[str, Array]:
                 texts, asked = [r["response"] for r in rows], [r["prompt"] for r in rows]
                 cached(keys[name], lambda texts=texts, asked=asked: scorer.score(texts, asked).tolist())
     return {name: np.array(cached(path, list)) for name, path in keys.items()}
+
+
+def content_of(encode: CachedEncoder, pairs: Pairs, records: Records) -> dict[str, Array]:
+    """Return setting → (P,) mean cosine, under the sentence encoder, of an answer with the pair's two reference answers.
+
+    The two say the same in other tones, so what they share is the content; a polite answer that says nothing is far from
+    both. An empty answer counts 0.
+    """
+    references = {row.id: [response_text(row.response_a), response_text(row.response_b)] for row in pairs.val}
+
+    def unit(texts: Sequence[str]) -> Array:
+        vectors = encode(texts)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
+
+    found: dict[str, Array] = {}
+    for name, rows in records.items():
+        own = unit([row["response"] for row in rows])
+        other = unit([text for row in rows for text in references[row["id"]]]).reshape(len(rows), 2, -1)
+        cosine = np.einsum("pd,pkd->p", own, other) / 2
+        found[name] = np.where([bool(row["response"].strip()) for row in rows], cosine, 0.0)
+    return found
 
 
 def interval(values: Array, draws: Array) -> dict[str, float]:
@@ -128,8 +148,9 @@ def _along(curve: Sequence[tuple[Array, Array]], level: float, shares: Array) ->
 
 def judge(options: Any, pairs: Pairs, records: Records) -> dict[str, Any]:
     """Return every number that is computed from the answers."""
-    scorers = make_scorers(options, pairs)
-    fluency = fluency_of(options, records)
+    encode = CachedEncoder(options.work_dir / "embeddings.npz")
+    scorers = make_scorers(encode, pairs)
+    fluency, content = fluency_of(options, records), content_of(encode, pairs, records)
     prompts = len(records["base"])
     draws = prompt_weights(prompts, RESAMPLES, SEED)
     found: dict[str, Any] = {"scorers": {}, "settings": {}, "gaps": {}, "equal_kl": {}}
@@ -138,6 +159,7 @@ def judge(options: Any, pairs: Pairs, records: Records) -> dict[str, Any]:
         found["scorers"][name] = {"measures": scorer.about.measures, **accuracies(scorer, pairs.val)}
         for setting, values in rewards.items():
             row = found["settings"].setdefault(setting, _beside(records[setting], fluency[setting], draws))
+            row["content"] = interval(content[setting], draws)
             row["reward"][name] = interval(values, draws)
             row["gain"][name] = interval(values - rewards["base"], draws)
         found["gaps"][name] = gaps(records, rewards, draws)

@@ -126,8 +126,8 @@ def answers(result: Result) -> list[str]:
         "",
         "| setting | "
         + " | ".join(f"reward, {name} | gain over the base [95 %]" for name in names)
-        + " | KL to its base, nats a token | fluency, nats a token | words | ended |",
-        "|---|" + "---|---|" * len(names) + "---|---|---|---|",
+        + " | KL to its base, nats a token | fluency, nats a token | content | words | ended |",
+        "|---|" + "---|---|" * len(names) + "---|---|---|---|---|",
     ]
     for setting, row in result["settings"].items():
         cells = " | ".join(
@@ -136,12 +136,13 @@ def answers(result: Result) -> list[str]:
         )
         kl = "–" if row["family"] == "system prompt" else f"{row['kl']:.2f}"
         lines.append(
-            f"| {setting} | {cells} | {kl} | {row['fluency']['mean']:.2f} | {row['words']:.0f} | {row['stopped']:.0%} |"
+            f"| {setting} | {cells} | {kl} | {row['fluency']['mean']:.2f} | {shown(row['content'], sign='')} | {row['words']:.0f} | {row['stopped']:.0%} |"
         )
     return [
         *lines,
         "",
-        "Fluency: mean log-probability of the answer's tokens under SmolLM2-135M, which nothing guides. KL is exact over the "
+        "Fluency: mean log-probability of the answer's tokens under SmolLM2-135M, which nothing guides. Content: cosine of the answer, under "
+        "all-MiniLM-L6-v2, with the pair's two reference answers, which say the same in other tones. KL is exact over the "
         "vocabulary at every position, to the 1.5B base (of the last rows, to the 0.5B base). Ended: answers that stopped by "
         "themselves.",
         "",
