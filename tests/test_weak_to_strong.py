@@ -13,6 +13,7 @@ from trimtab.evaluation.resampling import prompt_weights
 from trimtab.preferences import read_comparisons
 from trimtab.preferences.splitting import first_user_message
 from weak_to_strong import plan
+from weak_to_strong.answers import prompts_of
 from weak_to_strong.judging import at_equal_kl, gaps, recovered
 from weak_to_strong.training import read_pairs
 from weak_to_strong.verdicts import CONFIRMED, NOT, verdicts
@@ -32,6 +33,12 @@ def test_no_prompt_has_two_uses(tmp_path):
     assert sum(map(len, prompts)) == len(set().union(*prompts))
     tuned = {row.id for row in read_comparisons(pairs.tune).comparisons}
     assert tuned < {row.id for row in uses[0]}
+
+
+def test_equal_prompts_are_answered_once(tmp_path):
+    val = read_pairs(_options(tmp_path)).val
+    asked = [json.dumps(prompt.content) for prompt in prompts_of(val + val, 2 * len(val))]
+    assert len(asked) == len(set(asked)) == len({json.dumps(list(row.prompt)) for row in val})
 
 
 def test_large_models_are_trained_from_the_first_seed_only(tmp_path):

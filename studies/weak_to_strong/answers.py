@@ -17,6 +17,7 @@ from trimtab.evaluation.sweeps.generation import Planner, Prompt, write_answers
 from trimtab.evaluation.sweeps.settings import Setting
 from trimtab.evaluation.sweeps.store import RunFolder
 from trimtab.preferences import Comparison
+from trimtab.preferences.splitting import prompt_key
 from weak_to_strong.plan import SYSTEM
 
 SEED = 0
@@ -28,9 +29,9 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 def prompts_of(val: Sequence[Comparison], count: int) -> list[Prompt]:
-    """Return held-out prompts in an order that depends on nothing but their ids."""
-    rows = [row for row in shuffled(val) if not isinstance(row.prompt, str)]
-    return [Prompt(row.id, list(row.prompt)) for row in rows[:count]]  # type: ignore[arg-type]
+    """Return held-out prompts in an order that depends on nothing but their ids; those that ask the same count once."""
+    rows = [row for row in shuffled(val) if not isinstance(row.prompt, str)][:count]
+    return [Prompt(row.id, list(row.prompt)) for row in {prompt_key(row): row for row in rows}.values()]  # type: ignore[arg-type]
 
 
 def strong_settings(options: Any, folders: dict[str, Path]) -> list[Setting]:

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[0.5, 1.0, 2.0],
         help="weights w of the guides; 1 must be among them",
     )
-    a("--prompts", type=int, default=40, help="held-out prompts that are answered")
+    a("--prompts", type=int, default=40, help="held-out prompts that are answered; equal ones count once")
     a("--max-tokens", type=int, default=48)
     a("--batch", type=int, default=20, help="answers written at a time")
     a("--train-only", nargs="+", metavar="NAME", help="train these guides, such as genarm-small-0, and stop")
