@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import guides
+import trimtab
 from trimtab.models import load_base
 from trimtab.rewards import BaseRef, DataRef, GuideManifest, Objective
 from trimtab.rewards.card import hub_id, hub_metadata, render
@@ -118,6 +119,31 @@ def test_the_stock_quick_start_runs_and_prints_the_reward(llama_folder, tmp_path
     exec(blocks((folder / "README.md").read_text())[1], {})
     reward = float(capsys.readouterr().out)
     assert -200 < reward < 0
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_policys_card_says_what_it_is_and_its_quick_start_runs(llama_folder, tmp_path, monkeypatch, capsys, adapter):
+    base, folder = guides.saved(llama_folder, tmp_path / "g", adapter=adapter, kind="policy", weight=0.8)
+    text = (folder / "README.md").read_text()
+    assert "log π_base + w · (log π − log π_ref)" in text and "recommended w = 0.8" in text
+    assert "2305.18290" in text and "autoregressive reward model" not in text
+    assert "dpo" in ModelCard(text).data.tags
+    monkeypatch.chdir(folder)
+    exec(blocks(text)[1], {})
+    printed = float(capsys.readouterr().out)
+    if adapter == "full":
+        assert printed < 0
+        return
+    ids = [*base.tokenizer("Could you please help me?", add_special_tokens=False)["input_ids"], 2]
+    with trimtab.load(load_base(str(llama_folder), dtype="float32"), [folder]) as engine:
+        score = engine.score(base.tokenizer("How do I ask for help?")["input_ids"], ids)
+    assert printed == pytest.approx(0.1 * score.rewards["g"], abs=1e-3)
+
+
+def test_a_policys_ranking_stands_beside_its_bases_log_probability():
+    text = render(manifest(kind="policy"))
+    assert "| log-probability under its base | 0.600 [0.500, 0.700], n = 80 |" in text
+    assert "untrained |" not in text
 
 
 def test_every_block_is_python(llama_folder, tmp_path):

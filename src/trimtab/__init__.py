@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trimtab.errors import TrimtabError
     from trimtab.rewards.fit_report import PreferenceFit
     from trimtab.rewards.fitting import fit
+    from trimtab.rewards.soup import soup
     from trimtab.training import TrainConfig, TrainResult, train
 
 # Public name → the module that has it, imported when the name is first used: torch takes seconds, and
@@ -33,6 +34,7 @@ _HOMES = {
     "custom_generate": "trimtab.engine.custom_generate",
     "fit": "trimtab.rewards.fitting",
     "load": "trimtab.engine",
+    "soup": "trimtab.rewards.soup",
     "train": "trimtab.training",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "custom_generate",
     "fit",
     "load",
+    "soup",
     "train",
 ]
 

@@ -80,7 +80,7 @@ class MockBackbone:
         return z + self.error * logits_after(text, "error") if self.error and slot is None else z
 
 
-@dataclass
+@dataclass(eq=False)
 class MockGuide:
     """A guide whose preference, if it takes one, is part of the hash; it may not know every token."""
 
@@ -146,7 +146,8 @@ def make_answer(
     ids = list(prompt) if not isinstance(prompt, str) else TOKENIZER(prompt)["input_ids"]
     prompts = {0: ids}
     everyone = watch is not None and watch.objectives
-    prompts |= {j + 1: [5, *ids] for j, pull in enumerate(pulls) if pull.weight != 0 or everyone}
+    streams = [j + 1 for j, pull in enumerate(pulls) if pull.weight != 0 or everyone]
+    prompts |= {stream: [5, *ids] for stream in core.with_references(streams) if stream}
     chosen = sampling or make_sampling(None, **{"max_tokens": 8, "ignore_eos": True, **options})
     return Answer(core, prompts, tuple(pulls), chosen, seed, rule=rule, prompt=prompt, watch=watch, salt=salt)
 

@@ -55,9 +55,12 @@ def _guide_logits(engine, prompts, guidances):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         combine = sampler.combine
-        patch.setattr(
-            sampler, "combine", lambda base, guides, *rest: (found.extend(guides), combine(base, guides, *rest))[1]
-        )
+
+        def watched(base, guides, *rest, **options):
+            found.extend(guides)
+            return combine(base, guides, *rest, **options)
+
+        patch.setattr(sampler, "combine", watched)
         engine.generate(prompts, guidance=guidances, temperature=0, max_tokens=1)
     (logits,) = found
     return logits

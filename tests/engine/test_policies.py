@@ -20,7 +20,10 @@ from trimtab.decoding.oracle import OracleGuide, combined_logits, greedy, next_l
 from trimtab.engine import Engine, load
 from trimtab.engine.results import Watch
 from trimtab.errors import GuideError
+from trimtab.evaluation.attribution import attribute
 from trimtab.models import Base, load_base
+from trimtab.models.token_text import TokenTexts
+from trimtab.serving.api.scores import Scores
 
 PROMPTS = ["I would be happy to", "the lazy dog", "q"]
 KERNELS = ["generic", "torch", pytest.param("native", marks=needs_compiler)]
@@ -177,9 +180,25 @@ def test_what_is_noted_while_writing_is_what_a_reading_and_a_score_say(aligned):
         for note in (a, b):
             assert note.guides == pytest.approx({name: score.guides[name][t] for name in "pqr"}, abs=1e-4)
             assert note.objectives["q-ness"] == note.guides["q"]
-            assert note.policies == {"p", "q", "p-ness", "q-ness"}
-            assert note.log_ratio("p-ness") == note.guides["p"]
-            assert note.log_ratio("r-ness") == pytest.approx(note.guides["r"] - score.base[t], abs=1e-4)
+            assert (note.policies, note.policy_objectives) == ({"p", "q"}, {"p-ness", "q-ness"})
+            assert note.log_ratio(objective="p-ness") == note.log_ratio(guide="p") == note.guides["p"]
+            assert note.log_ratio(guide="r") == note.log_ratio(objective="r-ness")
+            assert note.log_ratio(objective="r-ness") == pytest.approx(note.guides["r"] - score.base[t], abs=1e-4)
+
+
+def test_attribution_and_server_show_a_policys_score_as_the_log_ratio_that_it_is(aligned):
+    with aligned.load("p", "r") as engine:
+        (found,) = attribute(engine, [(PROMPTS[0], "happy")], guidance={"p": 0.5})
+        score = engine.score(PROMPTS[0], "happy", guidance={"p": 0.5})
+        texts = TokenTexts(engine.base.tokenizer)
+    assert found.rows["p-ness"] == pytest.approx(score.guides["p"], abs=1e-4)
+    assert found.rows["r-ness"] == pytest.approx(
+        [r - b for r, b in zip(score.guides["r"], score.base, strict=True)], abs=1e-4
+    )
+    served = Scores(texts, top=None, noted_top=0).ours(found.scores)["guidance"]["tokens"]
+    for shown in (found.to_dict()["tokens"][0], served[0]):
+        assert shown["objectives"]["p-ness"] == {"logprob": None, "log_ratio": pytest.approx(shown["guides"]["p"])}
+        assert shown["objectives"]["r-ness"]["logprob"] == pytest.approx(shown["guides"]["r"])
 
 
 def test_guidance_that_changes_acts_from_the_next_token_on(aligned):

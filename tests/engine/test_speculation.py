@@ -96,6 +96,48 @@ def test_good_drafts_write_several_tokens_a_step():
     assert len(answer.tokens) == 41
 
 
+# a policy on the base's own weights, and two that were trained from the smaller model that drafts
+BARE = MockGuide("small's own", backbone=1, slot=None)
+POLICIES = (
+    MockGuide("p", slot=0, is_policy=True),
+    MockGuide("q", backbone=1, slot=0, is_policy=True, reference=BARE),
+    MockGuide("s", backbone=1, slot=1, is_policy=True, reference=BARE),
+)
+
+
+def policies_greedy(prompt, weights, count, error):
+    """(1 − w_p)·base + w_p·p + w_q·(q − small) + w_s·(s − small), by hand; guides read a token more."""
+    tokens = []
+    while len(tokens) < count:
+        own, text = logits_after([*prompt, *tokens]), [5, *prompt, *tokens]
+        p, q, s = weights
+        small = logits_after(text) + error * logits_after(text, "error")
+        z = (1 - p) * own + p * logits_after(text, 0)
+        z = z + q * (logits_after(text, 0) - small) + s * (logits_after(text, 1) - small)
+        tokens.append(int(z.argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("weights", [(0.5, 1.5, 0.0), (1.0, 0.0, 0.0), (0.3, 1.0, -0.4), (-0.5, 0.7, 0.7)])
+def test_policies_are_drafted_for_losslessly(weights):
+    core = make_core(*POLICIES, backbones=2, draft=1, error=0.3)
+    scheduler = make_scheduler(core, num_speculative_tokens=4)
+    answer = add(scheduler, make_answer(core, [7] * 5, [Pull(w) for w in weights], temperature=0, max_tokens=25))
+    finish(scheduler)
+    assert scheduler.statistics.drafted > 0
+    assert answer.tokens == policies_greedy([7] * 5, weights, 25, 0.3)
+
+
+def test_the_model_that_a_policy_was_trained_from_drafts_with_what_the_policy_adds():
+    """Where small model and base agree, its drafts are those of the guided base, every one of them."""
+    core = make_core(*POLICIES, backbones=2, draft=1, error=0.0)
+    scheduler = make_scheduler(core, num_speculative_tokens=4)
+    answer = add(scheduler, make_answer(core, [7] * 5, [Pull(0.0), Pull(1.5), Pull(0.5)], temperature=0, max_tokens=41))
+    finish(scheduler)
+    assert answer.tokens == policies_greedy([7] * 5, (0.0, 1.5, 0.5), 41, 0.0)
+    assert scheduler.statistics.kept == scheduler.statistics.drafted > 25
+
+
 def test_what_repeats_itself_is_looked_up():
     core = make_core()
     cycle = [11, 12, 13, 14, 15]

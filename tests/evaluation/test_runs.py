@@ -243,6 +243,7 @@ def test_a_scorer_that_is_the_guide_is_refused_unless_forced(capsys, options, gu
     code, out, err = evaluate(capsys, *arguments)
     assert (code, out) == (1, "")
     assert "is the guide 'manners' itself" in err
+    assert "run with --scorers length; " in err
     assert "--force" in err
     assert not (tmp_path / "run").exists()
     code, out, _ = evaluate(capsys, *arguments, "--force", "--json")
@@ -338,6 +339,16 @@ def test_a_bad_config_is_one_line(capsys, options, tmp_path, content, message):
     code, _, err = evaluate(capsys, *options, "--output-dir", tmp_path / "run", "--config", tmp_path / "c.yaml")
     assert code == 1
     assert re.search(message, err), err
+
+
+def test_what_was_picked_is_an_answer_of_the_base_too(capsys, options, tmp_path):
+    """A run that goes on finds the base's own KL of an answer that best-of-n picked as well, and not its bound."""
+    (tmp_path / "c.yaml").write_text("methods: [{name: best, best_of: 2, scorer: length}]")
+    asked = [*options, "--config", tmp_path / "c.yaml", "--output-dir", tmp_path / "run", "--json"]
+    first, second = (json.loads(evaluate(capsys, *asked)[1]) for _ in range(2))
+    assert first["settings"] == second["settings"]
+    assert second["written"] == 0
+    assert second["settings"][0]["kl"]["mean"] == 0.0
 
 
 def test_one_process_at_a_time(capsys, options, run):

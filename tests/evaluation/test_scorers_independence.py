@@ -15,6 +15,7 @@ from trimtab.evaluation.scorers import About, GuideFacts, dependence, make_score
 from trimtab.preferences import read_comparisons
 from trimtab.preferences.records import Comparison, Label
 from trimtab.rewards.manifest import DataRef
+from trimtab.rewards.soup import soup
 
 ROWS = 60
 
@@ -68,6 +69,21 @@ def test_a_rule_that_gave_the_labels_is_found_out(trained):
     assert "decides 100.0% of the pairs" in reason
     assert dependence(make_scorer("sentiment"), [folder]) is None  # equal scores count half, far from 98 %
     assert dependence(make_scorer("concise").about, [folder]) is None  # without the scorer nothing can be tried
+
+
+def test_a_soup_was_trained_on_what_each_of_its_parts_was(trained, llama_folder, tmp_path):
+    folder, data = trained
+    ref = DataRef(sha256="0" * 64, comparisons=1, labelled_by="a judge")
+    other = tiny_guides.save_lora_guide(tmp_path / "b", llama_folder, objective="polite", manifest={"data": ref})
+    soup([folder, other], tmp_path / "soup")
+    reason = dependence(make_scorer(f"words:{data}@concise"), [tmp_path / "soup"])
+    assert reason is not None
+    assert "was fitted on the pairs" in reason
+    for labeller in ("rule:chars", "a judge"):
+        reason = dependence(About("x", "y", name=labeller), [tmp_path / "soup"])
+        assert reason is not None
+        assert "gave the labels" in reason
+    assert dependence(About("x", "y", name="judge"), [tmp_path / "soup"]) is None
 
 
 def test_the_labeller_on_record_is_refused_by_name(trained):

@@ -192,6 +192,14 @@ def test_implicit_reward_is_guide_minus_its_own_base(llama_folder, tmp_path):
         make_scorer(f"implicit:{folder}@polit")
 
 
+def test_the_implicit_reward_of_a_policy_is_that_of_the_same_weights_as_an_arm(llama_folder, tmp_path):
+    found = []
+    for kind in ("arm", "policy"):
+        folder = tiny_guides.save_lora_guide(tmp_path / kind, llama_folder, manifest={"kind": kind})
+        found.append(make_scorer(f"implicit:{folder}").score(["happy to help", ""], [PROMPT, PROMPT]))
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
 def test_a_causal_model_is_no_reward_model(llama_folder):
     with pytest.raises(ModelError, match=r"has no weights for score\.weight"):
         make_scorer(f"reward:{llama_folder}")

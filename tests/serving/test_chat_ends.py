@@ -145,9 +145,9 @@ def test_numbers_that_are_none_end_the_request_only(client, engine, monkeypatch)
 
     combine = sampler.combine
 
-    def broken(base, *rest):
+    def broken(base, *rest, **options):
         monkeypatch.undo()
-        return combine(base, *rest) * float("nan")
+        return combine(base, *rest, **options) * float("nan")
 
     monkeypatch.setattr(sampler, "combine", broken)
     answer = client.post(CHAT, json={"messages": MESSAGES, "max_tokens": 2})

@@ -15,7 +15,8 @@ import typer
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trimtab.cli.console import note, out, print_json, progress_console
+from trimtab.cli.console import note, print_json, progress_console
+from trimtab.cli.evaluate_plan import list_known, show_plan
 from trimtab.cli.judge import api_key, confirm, rubric_in
 from trimtab.cli.options import command_from, resolve_config
 from trimtab.cli.prompts import read_prompts
@@ -26,6 +27,8 @@ from trimtab.evaluation.sweeps.judge_options import JudgeFlags, judge_of
 
 if TYPE_CHECKING:
     from trimtab.evaluation.judges import Estimate
+    from trimtab.evaluation.suites import Question, Suite
+    from trimtab.evaluation.sweeps.generation import Prompt
     from trimtab.evaluation.sweeps.judge_options import SweepJudge
     from trimtab.evaluation.sweeps.judging import Judging
     from trimtab.evaluation.sweeps.run import Result, Run
@@ -38,6 +41,11 @@ class EvaluateOptions(SweepConfig, SteeringOptions, JudgeFlags):
 
     prompts: Path | None = Field(
         None, description="Prompts as .jsonl ('prompt': text or turns, 'id'), .json or .txt; also with .gz."
+    )
+    suite: str | None = Field(
+        None,
+        description="alpaca_eval or mt_bench: --prompts is that suite's file of questions, and each setting's answers "
+        "are written in suites/ as its own tool reads them, every turn answered.",
     )
     limit: int | None = Field(None, ge=1, description="Use only the first N prompts.")
     raw: bool = Field(False, description="Take text prompts as plain text to continue, not as a user turn.")
@@ -90,30 +98,30 @@ def run(
     it was; other scorers or settings only add what is missing.
     """
     if list_scorers:
-        _list_scorers(as_json)
+        list_known(as_json)
         return
     options = resolve_config(EvaluateOptions, given, config)
     if options.prompts is None or (options.output_dir is None and not dry_run):
         missing = "--prompts FILE" if options.prompts is None else "--output-dir FOLDER"
         raise ConfigError(f"Give {missing}, or the same key in --config.")
     # Everything that can be wrong is looked at before a model is loaded.
-    rows = read_prompts(options.prompts, raw=options.raw)[: options.limit]
+    asked = _asked(options, options.prompts)
     if options.raw and options.system is not None:
         raise ConfigError("--system needs a chat, but --raw makes the prompts plain text: leave one of them out.")
     _check_output(options)
     judge = judge_of(options, **rubric_in(options.judge_rubric_file))
     key = api_key(judge.api_key_env) if judge else None
     settings = _settings(options)
-    prepared = _prepare(options, rows, settings)
+    prepared = _prepare(options, asked, settings)
     with prepared.engine:
         judging = _judging(prepared, options, judge, key)
         costs = _costs(prepared, options, judging)
         if dry_run:
-            _show_plan(prepared, options, as_json, costs)
+            show_plan(prepared, options, asked.questions, costs, as_json=as_json)
             return
         if costs is not None and costs.requests and not yes:
             confirm()
-        result = _carry_out(prepared, options, judging)
+        result = _carry_out(prepared, options, asked, judging)
     if as_json:
         print_json(result.metrics)
     else:
@@ -147,15 +155,44 @@ def _settings(options: EvaluateOptions) -> list[Setting]:
     )
 
 
-def _prepare(options: EvaluateOptions, rows: Sequence[Any], settings: Sequence[Setting]) -> Run:
-    from trimtab.cli.quiet import quiet_libraries
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is asked: prompts, and where they are a suite's, its questions."""
+
+    prompts: Sequence[Prompt]
+    suite: Suite | None = None
+    questions: Sequence[Question] = ()
+
+
+def _asked(options: EvaluateOptions, path: Path) -> _Asked:
     from trimtab.evaluation.sweeps.generation import Prompt
+
+    if options.suite is None:
+        rows = read_prompts(path, raw=options.raw)[: options.limit]
+        return _Asked([Prompt(row.id, row.prompt) for row in rows])
+    from trimtab.evaluation.suites import get_suite
+    from trimtab.evaluation.suites.common import check_samples
+    from trimtab.evaluation.sweeps.suites import as_prompts
+
+    suite = get_suite(options.suite)
+    if options.raw:
+        raise ConfigError(f"--suite {suite.name} is a chat: leave --raw out.")
+    check_samples(suite, options.n)
+    questions = suite.read(path)[: options.limit]
+    return _Asked(as_prompts(questions), suite, questions)
+
+
+def _prepare(options: EvaluateOptions, asked: _Asked, settings: Sequence[Setting]) -> Run:
+    from trimtab.cli.quiet import quiet_libraries
     from trimtab.evaluation.sweeps.run import prepare
+    from trimtab.evaluation.sweeps.suites import note_suite
 
     engine = load_engine(options)
-    prompts = [Prompt(row.id, row.prompt) for row in rows]
     with quiet_libraries():
-        return prepare(engine, prompts, settings, options, device=options.device)
+        run = prepare(engine, asked.prompts, settings, options, device=options.device)
+    if asked.suite is not None:
+        note_suite(run, asked.suite, asked.questions)
+    return run
 
 
 def _judging(prepared: Run, options: EvaluateOptions, judge: SweepJudge | None, key: str | None) -> Judging | None:
@@ -182,16 +219,22 @@ def _costs(prepared: Run, options: EvaluateOptions, judging: Judging | None) -> 
     return found
 
 
-def _carry_out(prepared: Run, options: EvaluateOptions, judging: Judging | None) -> Result:
+def _carry_out(prepared: Run, options: EvaluateOptions, asked: _Asked, judging: Judging | None) -> Result:
     from trimtab.cli.quiet import quiet_libraries
     from trimtab.evaluation.sweeps import store
     from trimtab.evaluation.sweeps.output import write_outputs
     from trimtab.evaluation.sweeps.run import carry_out
+    from trimtab.evaluation.sweeps.suites import write_suite
 
     with quiet_libraries(), store.RunFolder(options.output_dir or Path()) as folder, _bar() as bar:
         try:
             result = carry_out(prepared, folder, command=_command(), progress=bar)
             folder.write(store.CONFIG, _to_yaml(options))
+            if asked.suite is not None:
+                result.metrics["suite"] = write_suite(
+                    prepared, folder, asked.suite, asked.questions, result.samples, progress=bar
+                )
+                result.metrics["written"] = prepared.written
             if judging is None:
                 write_outputs(folder, result, shown_prompts=options.shown_prompts)
                 return result
@@ -248,57 +291,3 @@ def _bar() -> Generator[Any]:
             bar.update(tasks[what, total], completed=done)
 
         yield tell
-
-
-def _show_plan(prepared: Run, options: EvaluateOptions, as_json: bool, costs: Estimate | None) -> None:
-    from trimtab.evaluation.sweeps import store
-    from trimtab.evaluation.sweeps.run import estimate_seconds, plan_jobs
-
-    jobs = plan_jobs(prepared)
-    keys = {job.key for job in jobs}
-    known = store.known_answers(options.output_dir).keys()
-    pending = sum(s.kind == "guided" or s.kind == "method" for s in prepared.settings if s.weights)
-    later = min(pending, 6) * len(prepared.prompts) * options.n if options.controls and options.temperature > 0 else 0
-    seconds = estimate_seconds(prepared) * (len(keys - known) + later)
-    scorers = [column.spec for column in prepared.columns]
-    if as_json:
-        print_json(
-            {
-                "settings": [setting.to_dict() for setting in prepared.settings],
-                "prompts": len(prepared.prompts),
-                "answers": len(keys),
-                "answers_missing": len(keys - known),
-                "answers_of_equal_kl_controls": later,
-                "seconds_at_most": float(f"{seconds:.3g}"),  # a fast machine needs less than a tenth of a second
-                "scorers": scorers,
-                "judge": dataclasses.asdict(costs) if costs else None,
-            }
-        )
-        return
-    for setting in prepared.settings:
-        out.print(f"  {setting.kind:<10} {setting.label}", markup=False)
-    out.print(
-        f"{len(prepared.prompts)} prompts × {options.n} samples: {len(keys)} answers, {len(keys - known)} to write; up "
-        f"to {later} more for controls of equal KL, whose temperatures follow from these. About {seconds:.0f} s if no "
-        f"answer ends early. Scorers: {', '.join(scorers)}.",
-        markup=False,
-    )
-
-
-def _list_scorers(as_json: bool) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from trimtab.evaluation.scorers.registry import known_scorers
-
-    known = known_scorers()
-    if as_json:
-        print_json([{"usage": item.usage, **item.about.to_dict()} for item in known])
-        return
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("scorer", "what it measures (higher is better)", "range", "licence"):
-        table.add_column(name, overflow="fold")
-    for item in known:
-        about = item.about
-        table.add_row(item.usage, about.measures, f"{about.low:g} to {about.high:g} {about.unit}", about.licence)
-    out.print(table)

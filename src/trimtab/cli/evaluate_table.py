@@ -49,6 +49,11 @@ def show(metrics: Mapping[str, Any], folder: Path) -> None:
             out.print(setting["label"], markup=False, style="dim")
     for verdict in metrics["verdicts"]:
         out.print(f"{verdict['setting']}, {verdict['scorer']}: {verdict['verdict']} ({verdict['why']})", markup=False)
+    if metrics["suite"]:
+        suite = metrics["suite"]
+        said = f"{suite['cut']} of {suite['answers']} answers cut at the limit, {suite['no_room']} without room"
+        place = folder / "suites" / suite["name"]
+        out.print(f"For {suite['name']}'s own tool, a file a setting: {place} ({said}).", markup=False)
     if metrics["judge"]:
         _show_judge(metrics["judge"])
     for line in metrics["notes"]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trimtab._version import __version__
-from trimtab.cli import chat, data, evaluate, export, fit, generate, harness, judge, rank, score, serve, train
+from trimtab.cli import chat, data, evaluate, export, fit, generate, harness, judge, rank, score, serve, soup, train
 from trimtab.cli.console import note
 from trimtab.cli.demo import demo
 from trimtab.cli.info import info
@@ -37,6 +37,7 @@ app.command("score")(score.command)
 app.command("judge")(judge.command)
 app.command(harness.VERB, context_settings=harness.CONTEXT)(harness.command)
 app.command("export")(export.export_command)
+app.command("soup")(soup.soup_command)
 app.command("info")(info)
 
 

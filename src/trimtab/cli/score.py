@@ -58,8 +58,9 @@ def run(given: dict[str, Any], as_json: bool, config: Path | None) -> None:
     """Show what each objective thinks of every token of a text.
 
     For one text (--response, with the --prompt that it answers) or a file of them (--input, such as 'trimtab generate
-    --output' writes): log-ratio = log π_guide − log π_base of each token, in nats, objective by objective. Above 0 the
-    objective likes the token better than the base does. The playground shows the same numbers.
+    --output' writes): log-ratio = log π_guide − log π_base of each token (of a policy, − log π of the model that it was
+    trained from), in nats, objective by objective. Above 0 the objective likes the token better. The playground shows
+    the same numbers.
     """
     options = resolve_config(ScoreOptions, given, config)
     texts = _texts(options)

@@ -11,6 +11,7 @@ from trimtab.cli.console import note, progress_console
 from trimtab.cli.output import check_writable, write_whole
 from trimtab.cli.steering import describe, guidance_of, load_engine, sampling_of
 from trimtab.errors import ConfigError
+from trimtab.evaluation.suites.common import check_samples
 
 if TYPE_CHECKING:
     from trimtab.cli.generate import GenerateOptions
@@ -70,6 +71,5 @@ def _places(options: GenerateOptions, suite: Suite, *, as_json: bool) -> tuple[P
         )
     if options.raw:
         raise ConfigError(f"--suite {suite.name} is a chat: leave --raw out.")
-    if suite.most_samples is not None and options.n > suite.most_samples:
-        raise ConfigError(f"The format of {suite.name} has {suite.most_samples} answer a question: leave --n out.")
+    check_samples(suite, options.n)
     return options.input, options.output

@@ -122,7 +122,7 @@ def note(core: Core, parts: Sequence[Part], z: Tensor, scores: Scores) -> list[l
         base_tops = _tops(logs, [owners[n].watch.top for n in asking])
         values = zip(taken(logs, [tokens[n] for n in asking]), base_tops, _kl(own, logs), strict=True)
         base = dict(zip(asking, values, strict=True))
-    policies = [_policies(core, part) for part in parts for _ in part.tokens]
+    policies = [found for part in parts for found in [_policies(core, part)] * len(part.tokens)]
     by_guide, by_objective = _heard(core, parts, scores, z.device)
     notes = [
         TokenScores(
@@ -132,7 +132,8 @@ def note(core: Core, parts: Sequence[Part], z: Tensor, scores: Scores) -> list[l
             *base.get(n, (None, (), None)),
             guides=by_guide[n],
             objectives=by_objective[n],
-            policies=policies[n],
+            policies=policies[n][0],
+            policy_objectives=policies[n][1],
         )
         for n, token in enumerate(tokens)
     ]
@@ -143,10 +144,11 @@ def note(core: Core, parts: Sequence[Part], z: Tensor, scores: Scores) -> list[l
     return result
 
 
-def _policies(core: Core, part: Part) -> frozenset[str]:
-    """Return the names of what is heard of policies."""
-    voices = (heard.voice for heard in part.heard if core.reference_of(heard.voice.stream) is not None)
-    return frozenset(name for voice in voices for name in (voice.guide, voice.objective) if name is not None)
+def _policies(core: Core, part: Part) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of the guides, and of the objectives, that are heard of policies."""
+    voices = [heard.voice for heard in part.heard if core.reference_of(heard.voice.stream) is not None]
+    guides = frozenset(voice.guide for voice in voices if voice.guide is not None)
+    return guides, frozenset(voice.objective for voice in voices if voice.objective is not None)
 
 
 def _heard(

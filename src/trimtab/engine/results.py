@@ -42,7 +42,8 @@ class TokenScores:
             policy.
         objectives: objective (GUIDE/OBJECTIVE where several guides have it) → the guide's score at that objective
             alone, if asked for. A plain guide that rewards a mixture of objectives has none of them alone.
-        policies: names among these whose score is a log-ratio already, those of policies.
+        policies: names of guides whose score is a log-ratio already, which policies' are.
+        policy_objectives: likewise of objectives.
     """
 
     token_id: int
@@ -54,14 +55,18 @@ class TokenScores:
     guides: Mapping[str, float] = field(default_factory=dict[str, float])
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
     policies: frozenset[str] = frozenset()
+    policy_objectives: frozenset[str] = frozenset()
 
-    def log_ratio(self, name: str) -> float | None:
-        """Return what a guide or objective alone likes better in the token than an untrained model does, in nats.
+    def log_ratio(self, *, objective: str | None = None, guide: str | None = None) -> float | None:
+        """Return how much better an objective alone, or a guide, likes the token than an untrained model, in nats.
 
         That is log π_r − log π_b, and of a policy its score, log π − log π_ref. ``None`` where it was not noted.
         """
-        value = self.objectives.get(name, self.guides.get(name))
-        if value is None or name in self.policies:
+        if objective is not None:
+            value, is_ratio = self.objectives.get(objective), objective in self.policy_objectives
+        else:
+            value, is_ratio = self.guides.get(guide or ""), guide in self.policies
+        if value is None or is_ratio:
             return value
         return None if self.base_log_prob is None else value - self.base_log_prob
 

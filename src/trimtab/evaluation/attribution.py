@@ -53,7 +53,8 @@ class Attribution:
         that a guide does not know, and those after them, are NaN.
         """
         names = dict.fromkeys(name for score in self.scores for name in score.objectives)
-        return {name: [_ratio(score, name) for score in self.scores] for name in (*names, *self.mixed)}
+        rows = {name: [_number(score.log_ratio(objective=name)) for score in self.scores] for name in names}
+        return rows | {name: [_number(score.log_ratio(guide=name)) for score in self.scores] for name in self.mixed}
 
     @property
     def totals(self) -> dict[str, float]:
@@ -86,7 +87,10 @@ class Attribution:
             "kl": score.kl,
             "guides": dict(score.guides),
             "objectives": {
-                name: {"logprob": None if name in score.policies else value, "log_ratio": score.log_ratio(name)}
+                name: {
+                    "logprob": None if name in score.policy_objectives else value,
+                    "log_ratio": score.log_ratio(objective=name),
+                }
                 for name, value in score.objectives.items()
             },
             "top": self._named(score.top),
@@ -181,6 +185,5 @@ def read_each(engine: Engine, readings: Iterable[Reading], *, max_batch_size: in
         driver.forget(going)
 
 
-def _ratio(score: TokenScores, name: str) -> float:
-    ratio = score.log_ratio(name)
+def _number(ratio: float | None) -> float:
     return math.nan if ratio is None else ratio

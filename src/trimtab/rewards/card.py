@@ -14,6 +14,7 @@ import yaml
 from trimtab.rewards.manifest import GuideManifest
 
 TAGS = ("trimtab", "autoregressive-reward-model", "reward-model", "genarm", "preference")
+POLICY_TAGS = ("trimtab", "alignment", "dpo", "preference")
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 _LINEAGE = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _PACKAGED = (
@@ -27,6 +28,10 @@ _ROWS = (
     ("matched_guide", "this guide, answers of like length"),
     ("matched_untrained", "untrained, answers of like length"),
 )
+_POLICY_ROWS = {
+    "untrained": "log-probability under its base",
+    "matched_untrained": "log-probability under its base, answers of like length",
+}
 _KINDS = {
     "full": "a fully fine-tuned model",
     "lora": "a LoRA",
@@ -45,6 +50,18 @@ _CITATION = """\
 }
 ```"""
 
+_POLICY_CITATION = """\
+```bibtex
+@inproceedings{rafailov2023dpo,
+  title     = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
+  author    = {Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Manning, Christopher D. and Ermon, Stefano and
+               Finn, Chelsea},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2305.18290}
+}
+```"""
+
 
 def render(manifest: GuideManifest) -> str:
     """Return the model card's text: YAML metadata, then Markdown."""
@@ -55,7 +72,7 @@ def render(manifest: GuideManifest) -> str:
         _results(manifest),
         _limits(),
         _versions(manifest),
-        "## Citation\n\n" + _CITATION,
+        "## Citation\n\n" + (_POLICY_CITATION if manifest.kind == "policy" else _CITATION),
     )
     header = yaml.safe_dump(hub_metadata(manifest), sort_keys=False, allow_unicode=True)
     return f"---\n{header}---\n\n" + "\n\n".join(sections) + "\n"
@@ -73,7 +90,7 @@ def hub_metadata(manifest: GuideManifest) -> dict[str, Any]:
     datasets = [f for f in (manifest.data.files if manifest.data else ()) if hub_id(f)]
     if datasets:
         content["datasets"] = datasets
-    content["tags"] = [*TAGS, *([] if full else [manifest.adapter])]
+    content["tags"] = [*(POLICY_TAGS if manifest.kind == "policy" else TAGS), *([] if full else [manifest.adapter])]
     held_out = _held_out(manifest)
     if "guide" in held_out:
         objective = _line(held_out.get("objective", manifest.objective_names[0]))
@@ -96,12 +113,9 @@ def hub_id(name: str) -> str | None:
 
 
 def _introduction(manifest: GuideManifest) -> str:
-    kind = _KINDS[manifest.adapter]
     lines = [
         f"# Guide: {_names(manifest)}",
-        f"An autoregressive reward model (ARM), {kind} trained with trimtab on preferences. Its log-probability of an "
-        f"answer is the answer's reward, so it can steer a frozen base model token by token: next-token scores are "
-        f"log π_base + w · log π_guide, recommended w = {manifest.weight:g}.",
+        _what_it_is(manifest),
         "| objective | direction | what is preferred |\n| --- | --- | --- |\n"
         + "\n".join(
             f"| {_cell(o.name)} | {o.direction} | {_cell(o.description) or '—'} |" for o in manifest.objectives
@@ -112,6 +126,22 @@ def _introduction(manifest: GuideManifest) -> str:
         + (f" {_PACKAGED}" if manifest.base.id in _LINEAGE else ""),
     ]
     return "\n\n".join(lines)
+
+
+def _what_it_is(manifest: GuideManifest) -> str:
+    kind = _KINDS[manifest.adapter]
+    if manifest.kind == "policy":
+        return (
+            f"An aligned language model (a policy), {kind} trained with trimtab on preferences. As a guide it says of "
+            "each token how much better it likes it than its base, π_ref, does: next-token scores are "
+            "log π_base + w · (log π − log π_ref). On that base w = 1 is the aligned model exactly and w = 0 the base; "
+            f"recommended w = {manifest.weight:g}."
+        )
+    return (
+        f"An autoregressive reward model (ARM), {kind} trained with trimtab on preferences. Its log-probability of an "
+        f"answer is the answer's reward, so it can steer a frozen base model token by token: next-token scores are "
+        f"log π_base + w · log π_guide, recommended w = {manifest.weight:g}."
+    )
 
 
 def _quick_start(manifest: GuideManifest) -> str:
@@ -168,12 +198,34 @@ prompt = {prompt}
 answer = tokenizer("Could you please help me?", add_special_tokens=False).input_ids
 answer = torch.tensor([[*answer, {manifest.eos_token_id}]])  # the end of the answer counts
 tokens = torch.cat([prompt, answer], dim=1)
+{_reward(manifest)}"""
+    code = f"import torch\n{imports}\n\n{load}\n{score}"
+    return f"With {name} it is an ordinary causal language model:\n\n```python\n{code}\n```"
+
+
+def _reward(manifest: GuideManifest) -> str:
+    """Return the lines that print the reward of an answer."""
+    if manifest.kind == "arm" or manifest.adapter == "full":
+        # A fine-tuned policy's reference is another model, which these lines do not load.
+        factor, said = f" * {manifest.beta:g}", "the reward, β_r · log π"
+        if manifest.kind == "policy":
+            factor, said = "", "log π; the reward is β times what it is above the base's"
+        return f"""\
 {_conditions(manifest)}
     log_probs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().log_softmax(-1)
 before = slice(prompt.shape[1] - 1, -1)  # the positions that predict the answer's tokens
-print(log_probs[0, before].gather(1, answer[0, :, None]).sum().item() * {manifest.beta:g})  # the reward, β_r · log π"""
-    code = f"import torch\n{imports}\n\n{load}\n{score}"
-    return f"With {name} it is an ordinary causal language model:\n\n```python\n{code}\n```"
+print(log_probs[0, before].gather(1, answer[0, :, None]).sum().item(){factor})  # {said}"""
+    return f"""\
+def log_prob():
+    log_probs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().log_softmax(-1)
+    before = slice(prompt.shape[1] - 1, -1)  # the positions that predict the answer's tokens
+    return log_probs[0, before].gather(1, answer[0, :, None]).sum().item()
+
+{_conditions(manifest)}
+    aligned = log_prob()
+with torch.no_grad(), model.disable_adapter():  # the base
+    reference = log_prob()
+print((aligned - reference) * {manifest.beta:g})  # the reward, β · (log π − log π_ref)"""
 
 
 def _imports(manifest: GuideManifest) -> str:
@@ -213,7 +265,8 @@ def _results(manifest: GuideManifest) -> str:
         table = "No held-out ranking was measured." if not held_out else _plain_table(held_out)
     else:
         rule = f" ({_cell(held_out['length_rule'])} answer wins)" if "length_rule" in held_out else ""
-        labels = [(key, label + (rule if key == "length" else "")) for key, label in _ROWS]
+        named = _POLICY_ROWS if manifest.kind == "policy" else {}
+        labels = [(key, named.get(key, label) + (rule if key == "length" else "")) for key, label in _ROWS]
         rows = [f"| {label} | {_accuracy(held_out[key])} |" for key, label in labels if held_out.get(key)]
         table = (
             f"Share of {held_out.get('n', '?')} held-out pairs ranked right (95 % interval). A sum of "

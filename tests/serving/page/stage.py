@@ -24,12 +24,14 @@ INFO: dict[str, Any] = {
     "guides": [
         {
             "name": "polite",
+            "kind": "arm",
             "objectives": [{"name": "polite", "description": "Friendly and respectful.", "direction": "maximize"}],
             "recommended_weight": 1.0,
             "conditioned": False,
         },
         {
             "name": "values",
+            "kind": "arm",
             "objectives": [
                 {"name": name, "description": f"It is {name}.", "direction": "maximize"}
                 for name in ("helpful", "harmless", "concise")

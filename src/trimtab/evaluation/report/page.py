@@ -214,6 +214,17 @@ def _judge(metrics: Metrics) -> str:
     )
 
 
+def _suite(suite: Mapping[str, Any]) -> str:
+    ended = f"; {suite['cut']} ended at the limit of tokens" if suite["cut"] else ""
+    ended += f"; {suite['no_room']} are empty, as the conversation before them fills the context" * bool(
+        suite["no_room"]
+    )
+    return (
+        f"{suite['name']}: {suite['questions']} questions with {suite['turns']} turns, {suite['answers']} answers in "
+        f"suites/{suite['name']}/, a file a setting, named after it{ended}"
+    )
+
+
 def _asked(judge: Mapping[str, Any] | None) -> str:
     if not judge:
         return "none: no language model judged these answers"
@@ -288,8 +299,10 @@ def _run(metrics: Metrics) -> str:
         "Time": f"{metrics['seconds']['answers']:.0f} s for answers, {metrics['seconds']['scores']:.0f} s for scores; "
         f"{metrics['written']} answers written by this process, the others found in the folder",
         "Versions": versions,
+        **({"Suite": _suite(metrics["suite"])} if metrics["suite"] else {}),
         "Judge": _asked(metrics["judge"]),
         "Beside this file": "samples.jsonl, tokens.jsonl, metrics.json, config.yaml, plots/"
+        + (", suites/" if metrics["suite"] else "")
         + (", judgements.jsonl, verdicts.jsonl" if metrics["judge"] else ""),
     }
     items = "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in facts.items())

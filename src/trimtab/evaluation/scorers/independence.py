@@ -33,6 +33,7 @@ class GuideFacts:
         objectives: what it rewards.
         fingerprint: see :func:`fingerprint`.
         data: what its record says of the training data.
+        parts_data: SHA-256 of what each part of a soup was trained on.
         folder: where it lies; its training pairs are read again from where ``config.yaml`` there says they are.
     """
 
@@ -41,6 +42,7 @@ class GuideFacts:
     fingerprint: str
     data: DataRef | None
     folder: Path | None = None
+    parts_data: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, folder: str | Path) -> GuideFacts:
@@ -52,7 +54,9 @@ class GuideFacts:
         folder = Path(folder).expanduser()
         manifest = read_manifest(folder)
         name = folder.resolve().name
-        return cls(name, manifest.objective_names, fingerprint(manifest), manifest.data, folder)
+        parts = str(manifest.training.get("parts_data_sha256") or "")
+        found = frozenset(parts.split(", ")) if parts else frozenset[str]()
+        return cls(name, manifest.objective_names, fingerprint(manifest), manifest.data, folder, found)
 
     @functools.cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -157,9 +161,9 @@ def _recorded(about: About, guide: GuideFacts) -> str | None:
     data = guide.data
     if data is None:
         return None
-    if data.labelled_by is not None and data.labelled_by == about.name:
+    if data.labelled_by is not None and about.name in (data.labelled_by, *data.labelled_by.split(", ")):
         return f"The scorer {name!r} gave the labels that the guide {guide.name!r} was trained on: it finds itself."
-    if data.sha256 in about.fitted_on:
+    if not guide.parts_data.union([data.sha256]).isdisjoint(about.fitted_on):
         return (
             f"The scorer {name!r} was fitted on the pairs that the guide {guide.name!r} was trained on "
             f"({', '.join(data.files) or data.sha256[:12]}): it shares their errors."

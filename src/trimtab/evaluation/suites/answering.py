@@ -101,12 +101,16 @@ def _say(going: Sequence[_Chat], fitting: Sequence[_Chat], answers: Sequence[Gen
 
 
 def _fits(engine: Engine, chat: _Chat, guidance: GuidanceLike) -> bool:
-    """Return whether the conversation leaves room for another answer: one that does not must not end all others."""
+    if not chat.turns:
+        return True  # a question that is too long by itself ends the run, and says why
+    return has_room(engine, chat.messages, guidance)
+
+
+def has_room(engine: Engine, messages: list[Message], guidance: GuidanceLike) -> bool:
+    """Return whether a conversation leaves room for another answer: one that does not must not end all others."""
     try:
-        engine.answers(chat.messages, guidance=guidance)
+        engine.answers(messages, guidance=guidance)
     except PromptTooLongError:
-        if not chat.turns:
-            raise
         return False
     return True
 

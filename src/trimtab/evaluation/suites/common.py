@@ -79,6 +79,16 @@ class Suite(Protocol):
         ...
 
 
+def check_samples(suite: Suite, samples: int) -> None:
+    """Refuse more answers a question than the suite's format holds.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    if suite.most_samples is not None and samples > suite.most_samples:
+        raise ConfigError(f"The format of {suite.name} has {suite.most_samples} answer a question: leave --n out.")
+
+
 def check_output(suite: Suite, path: Path) -> None:
     """Refuse an answer file that the suite's tool would not read.
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.decoding.config import Sampling
@@ -93,28 +93,45 @@ class Planner:
 
     def jobs(self, setting: Setting, *, ladder: bool = False, notes: int = 0) -> list[Job]:
         """Return the answers of one setting: every prompt, every sample (and every candidate to pick from)."""
-        guidance = self._guidance_identity(setting)
-        drawn = self.sampling_of(setting).model_dump(mode="json", exclude={"n", "seed"})
+        identity = self._identity(setting)
         count = self.samples * setting.best_of
         jobs: list[Job] = []
         for number, prompt in enumerate(self.prompts):
             content = prompt.under(setting.system)
             for sample in range(count):
                 seed = sample_seed(self.seed, prompt.content, sample)
-                key = content_key(
-                    {
-                        "version": KEY_VERSION,
-                        "engine": self._base,
-                        "guidance": guidance,
-                        "prompt": content,
-                        "sampling": drawn,
-                        "seed": None if drawn["temperature"] == 0 else seed,
-                    }
-                )
                 rungs = ladder and len(jobs) < LADDER_ANSWERS
                 noted = number < notes and sample == 0 and setting.best_of == 1
+                key = _key(identity, content, seed)
                 jobs.append(Job(setting, number, prompt.id, content, sample, seed, key, rungs, noted))
         return jobs
+
+    def later_jobs(self, setting: Setting, number: int, conversation: Text, sample: int) -> list[Job]:
+        """Return the next answer of one conversation with a setting (or the candidates to pick it from).
+
+        Args:
+            setting: how.
+            number: of the prompt that began it.
+            conversation: all that the model reads.
+            sample: number of the conversation among its prompt's.
+        """
+        identity = self._identity(setting)
+        jobs: list[Job] = []
+        for candidate in range(sample * setting.best_of, (sample + 1) * setting.best_of):
+            seed = sample_seed(self.seed, conversation, candidate)
+            key = _key(identity, conversation, seed)
+            jobs.append(Job(setting, number, self.prompts[number].id, conversation, candidate, seed, key))
+        return jobs
+
+    def _identity(self, setting: Setting) -> Record:
+        """Return what every answer of a setting depends on, prompt and seed apart."""
+        drawn = self.sampling_of(setting).model_dump(mode="json", exclude={"n", "seed"})
+        return {
+            "version": KEY_VERSION,
+            "engine": self._base,
+            "guidance": self._guidance_identity(setting),
+            "sampling": drawn,
+        }
 
     def sampling_of(self, setting: Setting) -> Sampling:
         """Return how a setting's answers are drawn."""
@@ -127,6 +144,11 @@ class Planner:
             for guide, pull in zip(guides, resolve(setting.guidance, guides), strict=True)
             if pull.weight != 0
         ]
+
+
+def _key(identity: Record, prompt: Text, seed: int) -> str:
+    greedy = identity["sampling"]["temperature"] == 0
+    return content_key({**identity, "prompt": prompt, "seed": None if greedy else seed})
 
 
 def sample_seed(seed: int, prompt: Text, sample: int) -> int:
@@ -193,7 +215,11 @@ def write_answers(
         How many were written now; those that were only measured anew do not count.
     """
     known, notes = folder.known(), folder.known_tokens()
-    missing = {job.key: job for job in jobs if not _has(known, notes, job)}
+    missing: dict[str, Job] = {}
+    for job in jobs:
+        if not _has(known, notes, job):  # one answer may belong to several settings, and is measured for all of them
+            other = missing.get(job.key, job)
+            missing[job.key] = replace(job, ladder=job.ladder or other.ladder, notes=job.notes or other.notes)
     queue, going = deque(missing.values()), list[_Going]()
     done = len({job.key for job in jobs}) - len(missing)
     _, driver = engine.parts

@@ -164,6 +164,7 @@ def carry_out(run: Run, folder: store.RunFolder, *, command: str = "", progress:
     metrics: dict[str, Any] = {
         **_head(run, command, seconds),
         **numbers,
+        "suite": None,
         "judge": None,
         "notes": [*run.notes, *numbers["notes"]],
     }

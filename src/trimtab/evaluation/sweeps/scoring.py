@@ -63,9 +63,15 @@ def make_columns(
     for spec in specs:
         scorer = make_scorer(spec, device=device, base=base)
         reason = dependence(scorer, list(guides))
-        if reason is not None and not force:
-            raise ConfigError(f"{reason} Leave {spec!r} out, or add --force, which marks it in the report.")
         columns.append(Column(spec, scorer, reason))
+    refused = [column for column in columns if column.dependent is not None]
+    if refused and not force:  # all of them at once: each try loads the models again
+        others = [column.spec for column in columns if column.dependent is None]
+        left = f"run with --scorers {','.join(others)}" if others else "name other scorers (--list-scorers)"
+        raise ConfigError(
+            f"{' '.join(str(column.dependent) for column in refused)} To judge by what is independent, {left}; to see "
+            "these scores all the same, add --force, which marks them in the report."
+        )
     return columns
 
 
@@ -127,6 +133,7 @@ def pick_best(candidates: Sequence[Record], scorer: Scorer, best_of: int, settin
                 "sample": group[0]["sample"] // best_of,
                 "diagnostics": {**found, "kl": kl, "kl_estimator": "upper bound for best of n"},
                 "picked_from": [candidate["key"] for candidate in group],
+                "drawn": dict(found),
             }
         )
     return picked

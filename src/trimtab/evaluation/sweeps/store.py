@@ -9,6 +9,7 @@
       report.html       the report, one file
       judgements.jsonl  a judge's replies by a digest of what was asked; no prompts
       verdicts.jsonl    a judge's verdict on every pair
+      suites/           answers in the files of a suite's own tool, one a setting
       config.yaml       the options; 'trimtab evaluate --config' repeats the run
       plots/            reward against KL, Pareto front, length; PNG and SVG
       cache/            answers of earlier settings, and those that a best-of-n method picked from
@@ -176,6 +177,18 @@ class RunFolder:
         else:
             (self.path / name).unlink(missing_ok=True)
 
+    def clear(self, name: str, suffix: str) -> None:
+        """Take away the files of one kind in a subfolder, which are written anew: those of settings that are gone.
+
+        Raises:
+            OutputError: they cannot be taken away.
+        """
+        try:
+            for path in sorted((self.path / name).glob(f"*{suffix}")):
+                path.unlink()
+        except OSError as error:
+            raise self._cannot(error) from error
+
     def write(self, name: str, content: str | bytes) -> Path:
         """Write one of the folder's files, whole or not at all.
 
@@ -183,7 +196,7 @@ class RunFolder:
             OutputError: it cannot be written.
         """
         path = self.path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         return path
 
@@ -220,7 +233,9 @@ class RunFolder:
             self.damaged += 1
             os.truncate(path, len(whole))
         for record in self._records(whole):
-            self._known[name][record["key"]] = record
+            drawn = _as_drawn(record)
+            if drawn is not None:
+                self._known[name][record["key"]] = drawn
 
     def records_of(self, path: Path) -> Iterator[Record]:
         """Return the records in a file; what is none is counted as damaged."""
@@ -242,6 +257,16 @@ class RunFolder:
             f"{self.path} cannot be written ({error.strerror or error}): free space there, or name another "
             "--output-dir. What was written so far is used by the next run."
         )
+
+
+def _as_drawn(record: Record) -> Record | None:
+    """Return an answer as it was before a best-of-n method picked it, for others that may have the same answer."""
+    if "picked_from" not in record:
+        return record
+    if "drawn" not in record:
+        return None
+    own = {name: value for name, value in record.items() if name not in ("picked_from", "drawn")}
+    return {**own, "diagnostics": record["drawn"]}
 
 
 def _line(record: Record) -> str:

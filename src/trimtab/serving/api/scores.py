@@ -65,7 +65,7 @@ class Scores:
             "kl": None if n.kl is None else _finite(n.kl),
             "guides": {name: _finite(x) for name, x in n.guides.items()},
             "objectives": {
-                name: {"logprob": None if name in n.policies else _finite(x), "log_ratio": _ratio(n, name)}
+                name: {"logprob": None if name in n.policy_objectives else _finite(x), "log_ratio": _ratio(n, name)}
                 for name, x in n.objectives.items()
             },
             "top": [self._numbered(*each) for each in n.top[:top]],
@@ -87,7 +87,7 @@ class Scores:
 
 
 def _ratio(n: TokenScores, name: str) -> float | None:
-    ratio = n.log_ratio(name)
+    ratio = n.log_ratio(objective=name)
     return None if ratio is None else _finite(ratio)
 
 
