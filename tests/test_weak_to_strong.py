@@ -79,12 +79,14 @@ def _result(low: float, top: float):
         return {"mean": mean, "low": below, "high": mean + 1}
 
     control = value(1.0, low)
+    against = {"base": control, "untrained": control, "equal_kl": control, "kl": 0.5, "kl_of_control": 0.5}
     return {
-        "over_controls": {"words": {"0.5B ARM, w = 1": {"base": control, "untrained": control, "equal_kl": control}}},
+        "over_controls": {"words": {"0.5B ARM, w = 1": against}},
         "gaps": {"words": {"1.5B ARM": {"0.5B ARM, w = 1": value(0.9, 0.6)}}},
         "settings": {"1.5B ARM, w = 1": {"gain": {"words": value(2.0, top)}}},
         "equal_kl": {"words": {"1.5B ARM": {"0.5B ARM": {"share": value(0.8, 0.55), "level": 0.3}}}},
         "trained": {"genarm-small-0": {"cpu_seconds": 60, "peak_gib": 3}},
+        "content_against": {"1.5B ARM": {"mean": -0.2, "low": -0.3, "high": -0.1}},
         "speed": None,
     }
 
@@ -99,4 +101,4 @@ def _result(low: float, top: float):
 )
 def test_verdicts_follow_the_intervals(low, top, steers, recovers):
     found = verdicts(json.loads(json.dumps(_result(low, top))))
-    assert [row[2] for row in found[:2]] == [steers, recovers]
+    assert [row[2] for row in found[:3]] == [steers, recovers, NOT]

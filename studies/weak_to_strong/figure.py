@@ -69,7 +69,7 @@ def _shares(result: Mapping[str, Any], axis: Any) -> None:
     names = list(found[ceilings[0]]) if ceilings else []
     for k, ceiling in enumerate(ceilings):
         for i, name in enumerate(names):
-            value, place = found[ceiling][name], i + (k - 0.5) * 0.28
+            value, place = found[ceiling][name], i + (k - (len(ceilings) - 1) / 2) * 0.28
             error = [[max(0.0, value["mean"] - value["low"])], [max(0.0, value["high"] - value["mean"])]]
             label = f"of {ceiling}'s gain" if i == 0 else None
             axis.errorbar(
@@ -81,7 +81,7 @@ def _shares(result: Mapping[str, Any], axis: Any) -> None:
     axis.axvline(0, color="#707070", lw=0.8, ls=":")
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("share of the gap recovered (1: the fine-tune), 95 %")
+    axis.set_xlabel("share of the gap recovered (1: all of it), 95 %")
     axis.set_title("Share of the large model's own gain", fontsize=10)
     if ceilings:
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)

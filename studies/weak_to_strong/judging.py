@@ -154,6 +154,11 @@ def judge(options: Any, pairs: Pairs, records: Records) -> dict[str, Any]:
     prompts = len(records["base"])
     draws = prompt_weights(prompts, RESAMPLES, SEED)
     found: dict[str, Any] = {"scorers": {}, "settings": {}, "gaps": {}, "equal_kl": {}}
+    found["content_against"] = {
+        ceiling: interval(content["0.5B ARM, w = 1"] - content[f"{ceiling}, w = 1"], draws)
+        for ceiling in CEILINGS
+        if f"{ceiling}, w = 1" in content
+    }
     for name, scorer in scorers.items():
         rewards = rewards_of(scorer, records)
         found["scorers"][name] = {"measures": scorer.about.measures, **accuracies(scorer, pairs.val)}

@@ -14,7 +14,7 @@ DRAFTED = "1.5B + 0.5B ARM, the 0.5B side drafts"
 
 def verdicts(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (claim, here, verdict)."""
-    rows = [_steers(result), *_recovers(result), _against_proxy(result), _cost(result), _speed(result)]
+    rows = [_steers(result), *_recovers(result), *_keeps(result), _against_proxy(result), _cost(result), _speed(result)]
     rows.append(
         (
             "GenARM: so it does from 7B to 70B, judged pairwise by a language model",
@@ -30,9 +30,16 @@ def _steers(result: Mapping[str, Any]) -> tuple[str, str, str]:
     holds = all(row[control]["low"] > 0 for control in ("base", "untrained", "equal_kl"))
     here = (
         f"gain {row['base']['mean']:+.2f} over the base, {row['untrained']['mean']:+.2f} over the untrained 0.5B model as guide, "
-        f"{row['equal_kl']['mean']:+.2f} over the base at equal KL; confirmed if all three intervals lie above 0"
+        f"{row['equal_kl']['mean']:+.2f} over {_sharper(row)}; confirmed if all three intervals lie above 0"
     )
     return "GenARM: a small ARM steers a larger frozen base", here, CONFIRMED if holds else NOT
+
+
+def _sharper(row: Mapping[str, Any]) -> str:
+    """Return what the base was compared as: at equal KL, or as far as sharpening takes it."""
+    if row["kl_of_control"] == row["kl"]:
+        return "the base at equal KL"
+    return f"the base as sharp as it was run (no equal KL: {row['kl_of_control']:.2f} against {row['kl']:.2f} nats a token)"
 
 
 def _recovers(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -53,6 +60,18 @@ def _recovers(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(
             (f"GenARM: it recovers much of what the large model gains by its own training ({ceiling})", here, verdict)
         )
+    return rows
+
+
+def _keeps(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    for ceiling, loss in result["content_against"].items():
+        here = (
+            f"cosine with the reference answers {loss['mean']:+.2f} [{loss['low']:+.2f}, {loss['high']:+.2f}] against it, both at "
+            "w = 1; confirmed if the interval reaches 0 or above"
+        )
+        claim = f"implied: so steered, answers keep the content as well as with {ceiling}"
+        rows.append((claim, here, CONFIRMED if loss["high"] >= 0 else NOT))
     return rows
 
 
