@@ -1,12 +1,13 @@
-"""Two objectives at once: GenARM, PARM and UniARM at equal size, data and tuning, on pairs whose labels conflict.
+"""Two objectives at once: Rewarded Soups, MOD, GenARM, PARM and UniARM at equal size, data and tuning, on conflicting labels.
 
-Run ``python studies/two_objectives.py`` after ``studies/objectives/data.py`` has made the pairs; two CPU cores need about
-70 minutes. Whatever is done is found again in ``--work-dir``. ``--plan`` prints ranks and budget, ``--smoke`` runs
-everything in a minute at a size that says nothing.
+Run ``python studies/two_objectives.py`` after ``studies/objectives/data.py`` has made the pairs; ``--plan`` prints ranks and
+the minutes that two CPU cores need. Whatever is done is found again in ``--work-dir``. ``--smoke`` runs everything in
+minutes at a size that says nothing.
 
-For each data set: learning rates are tried for every method and chosen by one criterion; guides are trained; held-out pairs
-are ranked over a grid of preferences α; prompts are answered over a grid with ``guidance={objective: weight}`` and scored by
-scorers that are not the guides; fronts are compared by hypervolume and MIP with bootstrap intervals over prompts.
+For each data set: learning rates are tried for every method and chosen by one criterion; guides are trained, once with
+each seed; held-out pairs are ranked over a grid of preferences α; prompts are answered over a grid with
+``guidance={objective: weight}`` and scored by scorers that are not the guides; fronts are compared by hypervolume and MIP
+with bootstrap intervals over seeds and prompts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from objectives.answers import answer_methods, describe, make_scorers, read_prompts, reward_cubes
+from objectives.claims import EARLIER
 from objectives.data import FOLDER
 from objectives.guides import Pairs, Trainer, key_of, read_pairs, untrained
 from objectives.plan import (
@@ -40,6 +42,7 @@ from objectives.plan import (
     layers_of,
     methods_of,
     print_plan,
+    seeds_of,
 )
 from objectives.ranking import margins, rank_all
 from objectives.report import gains, plain, write_report
@@ -67,6 +70,7 @@ def run(data: DataSet, options: Any, layers: Any, width: int) -> dict[str, Any]:
         **rank_methods(data, options, pairs, trained, work),
         **answer_and_score(data, options, pairs, trained, work, trainer),
         "ablations": ablate(data, options, pairs, trainer, trained, work),
+        "training_minutes": trainer.seconds() / 60,
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__.split('+')[0]}",
     }
@@ -80,16 +84,16 @@ def rank_methods(data: DataSet, options: Any, pairs: Pairs, trained: dict[str, A
     found: dict[str, np.ndarray] = {}
     for name, made in trained.items():
         print(f"{data.name}: ranking with {name}", flush=True)
-        folders = {k: Path(v) for k, v in made["folders"].items()}
-        found[name] = margins(data, METHODS[name], folders, pairs.val, alphas, options, work)
-    return {"rank_alphas": alphas.tolist(), "ranking": rank_all(data, pairs.val, found, alphas, options)}
+        folders = [{k: Path(v) for k, v in run["folders"].items()} for run in made["runs"][: options.rank_runs]]
+        found[name] = np.stack([margins(data, METHODS[name], f, pairs.val, alphas, options, work) for f in folders])
+    return {"rank_alphas": alphas.tolist(), "ranking": rank_all(data, pairs.val, found, alphas, options, work)}
 
 
 def answer_and_score(
     data: DataSet, options: Any, pairs: Pairs, trained: dict[str, Any], work: Path, trainer: Trainer
 ) -> dict[str, Any]:
     """Return fronts by each set of scorers, and KL, words and tokens of each method and α."""
-    control = untrained(control_of(trained, trainer), options.base, work / "guides" / "untrained")
+    control = untrained(control_of(trained), options.base, work / "guides" / "untrained")
     prompts = read_prompts(data, pairs, options)
     alphas = grid(options.answer_steps)
     answers = answer_methods(data, trained, control, prompts, alphas, options, work)
@@ -100,26 +104,19 @@ def answer_and_score(
         cubes = reward_cubes(scorers, answers, prompts)
         over = {
             baseline: summarise_fronts(alphas, cubes, baseline=baseline, seed=options.seed)
-            for baseline in (BASELINE, CONTROL)
+            for baseline in cubes
+            if baseline in ("base", CONTROL, *EARLIER)
         }
         fronts[name] = {
-            method: {**plain(summary), "over_control": gains(over[CONTROL][method])}
+            method: {**plain(summary), "over": {baseline: gains(found[method]) for baseline, found in over.items()}}
             for method, summary in over[BASELINE].items()
         }
-    beside = {
-        method: {
-            "kl": [sum(a["log_ratio"]) / max(1, sum(a["tokens"])) for a in rows],
-            "tokens": [float(np.mean(a["tokens"])) for a in rows],
-            "words": [float(np.mean([len(t.split()) for t in a["texts"]])) for a in rows],
-        }
-        for method, rows in answers.items()
-    }
     samples = [
         {
             "prompt": prompt["prompt"][-1]["content"],
             "answers": {
-                f"{m} {alphas[g][0]:g}": rows[g]["texts"][i]
-                for m, rows in answers.items()
+                f"{m} {alphas[g][0]:g}": runs[0][g]["texts"][i]
+                for m, runs in answers.items()
                 for g in (0, len(alphas) - 1)
             },
         }
@@ -131,23 +128,34 @@ def answer_and_score(
         "answer_alphas": alphas.tolist(),
         "scorers": described,
         "fronts": fronts,
-        "beside": beside,
+        "beside": {method: beside(runs) for method, runs in answers.items()},
         "samples": samples,
     }
 
 
-def control_of(trained: dict[str, Any], trainer: Trainer) -> Path:
+def beside(runs: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """Return KL to the base in nats a token, tokens and words of each α, over all runs."""
+    at = [[run[g] for run in runs] for g in range(len(runs[0]))]
+    return {
+        "kl": [sum(sum(a["log_ratio"]) for a in each) / max(1, sum(sum(a["tokens"]) for a in each)) for each in at],
+        "tokens": [float(np.mean([a["tokens"] for a in each])) for each in at],
+        "words": [float(np.mean([[len(text.split()) for text in a["texts"]] for a in each])) for each in at],
+    }
+
+
+def control_of(trained: dict[str, Any]) -> Path:
     """Return a plain LoRA's folder to make the untrained control of; any is the same once B is zero."""
     plain_guides = [made for name, made in trained.items() if METHODS[name].method == "genarm"]
     if not plain_guides:
         raise SystemExit("The untrained control is made of GenARM's guide: name GenARM among --methods.")
-    return Path(next(iter(plain_guides[0]["folders"].values())))
+    return Path(next(iter(plain_guides[0]["runs"][0]["folders"].values())))
 
 
 def ablate(
     data: DataSet, options: Any, pairs: Pairs, trainer: Trainer, trained: dict[str, Any], work: Path
 ) -> dict[str, Any]:
     """Train UniARM with one thing changed at a time, at UniARM's learning rate, and rank at three preferences."""
+    first = seeds_of(options, data)[0]
     rate = trained["UniARM"]["rate"] if "UniARM" in trained else options.rates[0]
     alphas = grid(2)
     found: dict[str, np.ndarray] = {}
@@ -158,13 +166,13 @@ def ablate(
     if "UniARM" in trained:
         own = trained["UniARM"]
         sizes["UniARM"] = own["rank"], own["parameters"]
-        folders = {name: Path(folder) for name, folder in own["folders"].items()}
-        found["UniARM"] = margins(data, METHODS["UniARM"], folders, pairs.val, alphas, options, work)
+        folders = {name: Path(folder) for name, folder in own["runs"][0]["folders"].items()}
+        found["UniARM"] = margins(data, METHODS["UniARM"], folders, pairs.val, alphas, options, work)[None]
     for method in methods:
         sizes[method.name] = choose_rank(method, options.rank, trainer.layers, trainer.width)
-        folders = trainer.train(method, sizes[method.name][0], rate, pairs.train)
-        found[method.name] = margins(data, method, folders, pairs.val, alphas, options, work)
-    ranked = rank_all(data, pairs.val, found, alphas, options)
+        folders = trainer.train(method, sizes[method.name][0], rate, pairs.train, first)
+        found[method.name] = margins(data, method, folders, pairs.val, alphas, options, work)[None]
+    ranked = rank_all(data, pairs.val, found, alphas, options, work)
     return {name: {**ranked[name], "rank": rank, "parameters": size} for name, (rank, size) in sizes.items()}
 
 

@@ -175,6 +175,38 @@ def test_paired_gain_is_tighter_than_the_two_intervals():
     assert out["b"].mip_gain.high - out["b"].mip_gain.low < 1e-9
 
 
+def test_runs_are_measured_each_by_itself():
+    # One run has only the first point, the other only the second: the mean of two areas of 2, not the area of the mean.
+    point = np.array([[1.0, 0.0]] * 3), np.array([[0.0, 1.0]] * 3)
+    runs = np.repeat(np.stack(point)[:, :, None], 4, axis=2)
+    out = summarise_fronts(GRID, {"a": runs, "b": runs[:1]}, reference=[-1.0, -1.0], baseline="a", resamples=50)["a"]
+    assert out.front.tolist() == [[0.5, 0.5]] * 3
+    assert out.fronts.shape == (2, 3, 2)
+    assert (out.hypervolume.value, out.hypervolumes.tolist()) == (2.0, [2.0, 2.0])
+    assert out.mips_rescaled.tolist() == pytest.approx([0.5, 0.5])
+    assert out.hypervolume_gain is not None
+    assert (out.hypervolume_gain.low, out.hypervolume_gain.high) == (0.0, 0.0)
+
+
+def test_intervals_hold_the_variation_of_runs():
+    # No prompt differs from another, so all of the width is the runs': means of 8 draws from (0, 1).
+    runs = np.zeros((8, 3, 5, 2))
+    runs[::2] = 1.0
+    several = summarise_fronts(GRID, {"a": runs}, resamples=2000)["a"].mip
+    assert several.value == pytest.approx(0.5)
+    assert several.high - several.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(8), rel=0.15)
+    once = summarise_fronts(GRID, {"a": runs[:1], "b": runs}, resamples=50)["a"].mip
+    assert once.high == once.low
+
+
+def test_a_run_without_movement_says_nothing_of_monotonicity():
+    still, rising = np.zeros((3, 4, 2)), np.repeat(GRID[:, None], 4, axis=1)
+    out = summarise_fronts(GRID, {"a": np.stack([still, rising]), "b": still}, resamples=2)
+    assert out["a"].monotonicity.tolist() == [1.0, 1.0]
+    assert np.isnan(out["b"].monotonicity).all()
+    assert out["a"].spread.tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -186,6 +218,12 @@ def test_paired_gain_is_tighter_than_the_two_intervals():
         (lambda: mean_inner_product(GRID, [[1, 2]]), ConfigError, "one shape"),
         (lambda: kendall_tau([1, 2], [1]), ConfigError, "one length"),
         (lambda: summarise_fronts(GRID, {"a": np.zeros((2, 4, 2))}), ConfigError, "'a'"),
+        (
+            lambda: summarise_fronts(GRID, {"a": np.zeros((2, 3, 4, 2)), "b": np.zeros((3, 3, 4, 2))}),
+            ConfigError,
+            "one shape",
+        ),
+        (lambda: summarise_fronts(GRID, {}), ConfigError, "one shape"),
         (lambda: summarise_fronts(GRID, {"a": np.full((3, 4, 2), np.inf)}), NumericalError, "'a'"),
         (lambda: summarise_fronts(GRID, {"a": np.zeros((3, 4, 2))}, baseline="b"), ConfigError, "baseline"),
     ],

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from objectives import data, plan
+from objectives import data, plan, ranking
 from objectives.answers import CachedEncoder, reward_cubes
-from objectives.guides import cached, slug, trained_parameters
-from objectives.plan import ABLATIONS, METHODS, Method, choose_rank, grid, trainable
+from objectives.claims import claims_table, outcome
+from objectives.guides import cached, slug, trained_parameters, without_first_default
+from objectives.plan import ABLATIONS, METHODS, Method, choose_rank, grid, seeds_of, trainable
 from objectives.ranking import accuracies, mixed_signs
-from objectives.report import side
+from objectives.wording import side
 from trimtab.evaluation.scorers import ConcisenessScorer, RefusalScorer
 from trimtab.preferences.records import Comparison, Label
 from trimtab.rewards.moslora import MoSLoRAConfig
@@ -79,9 +82,18 @@ def test_budget_names_every_step_and_grows_with_the_pairs():
     few, many = parser.parse_args([]), parser.parse_args(["--train-pairs", "480"])
     a, b = (dict(plan.budget(o, plan.DATA_SETS["helpful_concise"])) for o in (few, many))
     grows = ("training", "ablations")
+    assert a["training"] == pytest.approx((2 + 1 + 1) * 240 * 165 / 200 / 60)  # GenARM, PARM, UniARM
     for step in grows:
         assert b[step] == pytest.approx(2 * a[step])
     assert {k: v for k, v in a.items() if k not in grows} == {k: v for k, v in b.items() if k not in grows}
+
+
+def test_budget_counts_seeds_and_trains_the_policies_of_two_methods_once():
+    parser = ArgumentParser()
+    plan.add_arguments(parser)
+    both = parser.parse_args(["--methods", "Rewarded Soups", "MOD", "--seeds", "0", "1", "2"])
+    training = dict(plan.budget(both, plan.DATA_SETS["helpful_concise"]))["training"]
+    assert training == pytest.approx(3 * 2 * 4 / 3 * 240 * 165 / 200 / 60)  # a base forward beside forward and backward
 
 
 def _row(helpful: int, concise: int) -> Comparison:
@@ -96,7 +108,7 @@ def test_mixed_signs_by_hand():
 
 def test_accuracies_by_hand():
     signs = np.array([[-1.0, 1.0, 0.0], [1.0, 1.0, -1.0]])
-    margin = np.array([[2.0, 1.0, 5.0], [0.0, -1.0, -3.0]])
+    margin = np.array([[[2.0, 1.0, 5.0], [0.0, -1.0, -3.0]]])
     # first α: wrong, right (the tie is passed over); second: half, wrong, right.
     out = accuracies(signs, margin, np.array([[10, 10], [10, 20], [10, 30]]), ["p", "q", "r"], 0)
     assert out["by_alpha"] == [0.5, 0.5]
@@ -106,13 +118,23 @@ def test_accuracies_by_hand():
     assert out["interval"][0] <= 0.5 <= out["interval"][1]
 
 
+def test_accuracies_are_the_mean_over_runs():
+    signs, lengths = np.ones((1, 2)), np.array([[10, 10], [10, 10]])
+    margin = np.array([[[1.0, 1.0]], [[1.0, -1.0]]])  # the first run is right on both pairs, the second on one
+    out = accuracies(signs, margin, lengths, ["p", "p"], 0)
+    assert (out["mean"], out["by_run"], out["by_alpha"]) == (0.75, [1.0, 0.5], [0.75])
+    assert out["interval"] == [0.5, 1.0]  # one prompt, so only the draw of runs varies
+
+
 def test_rewards_are_in_the_bases_deviations_and_harmless_asks_unsafe_prompts_only():
     prompts = [{"prompt": "p", "prompt_is_safe": True}, {"prompt": "q", "prompt_is_safe": False}]
     base = [{"texts": ["one", "one two three"]}]
     other = [{"texts": ["I cannot help.", "I cannot help."]}]
-    cubes = reward_cubes([ConcisenessScorer("helpful"), RefusalScorer("harmless")], {"base": base, "m": other}, prompts)
-    assert cubes["base"][0, :, 0].tolist() == [1.0, -1.0]  # −1 and −3 words: mean −2, deviation 1
-    assert cubes["m"][0, :, 1].tolist() == [0.0, 1.0]  # the base never varies, so the scale is 1
+    answers = {"base": [base], "m": [other, base]}
+    cubes = reward_cubes([ConcisenessScorer("helpful"), RefusalScorer("harmless")], answers, prompts)
+    assert cubes["m"].shape == (2, 1, 2, 2)
+    assert cubes["base"][0, 0, :, 0].tolist() == [1.0, -1.0]  # −1 and −3 words: mean −2, deviation 1
+    assert cubes["m"][0, 0, :, 1].tolist() == [0.0, 1.0]  # the base never varies, so the scale is 1
 
 
 def test_the_encoder_remembers(tmp_path: Path):
@@ -141,6 +163,48 @@ def test_trained_parameters_leave_a_text_condition_out(tmp_path: Path):
     for condition, count in (("text", 6), ("learned", 16)):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"condition": condition}))
         assert trained_parameters(tmp_path) == count
+
+
+def test_a_text_condition_is_not_named_where_it_was_the_default():
+    assert without_first_default({"condition": "text", "beta": 1}) == {"beta": 1}
+    assert without_first_default({"condition": "alpha"}) == {"condition": "alpha"}
+
+
+def test_seeds_of_a_method():
+    options = plan.SMOKE | {"seeds": None}
+    data_set = plan.DATA_SETS["helpful_harmless"]
+    chosen = SimpleNamespace(**options)
+    assert seeds_of(chosen, data_set, "GenARM") == list(data_set.seeds)
+    assert seeds_of(chosen, data_set, "UniARM-DA") == list(data_set.seeds)[:1]
+    assert seeds_of(SimpleNamespace(seeds=[5, 6]), data_set, "UniARM-DA") == [5, 6]
+
+
+def test_margins_of_policies_are_their_implicit_rewards(monkeypatch):
+    single = {"p": np.array([[3.0, -1.0]]), "q": np.array([[1.0, 1.0]])}
+    monkeypatch.setattr(ranking, "_scored", lambda data, folder, *rest: single[folder.name])
+    monkeypatch.setattr(ranking, "base_margins", lambda *given: (np.array([2.0, 0.5]), None))
+    folders = {"helpful": Path("p"), "harmless": Path("q")}
+    call = partial(ranking.margins, plan.DATA_SETS["helpful_harmless"])
+    given = (folders, [], grid(2), SimpleNamespace(strength=1.0), Path())
+    assert call(METHODS["GenARM"], *given).tolist() == [[1.0, 1.0], [2.0, 0.0], [3.0, -1.0]]
+    assert call(METHODS["MOD"], *given).tolist() == [[-1.0, 0.5], [0.0, -0.5], [1.0, -1.5]]
+
+
+def _front(hypervolume: float, low: float, high: float) -> dict[str, dict]:
+    gained = {"value": (low + high) / 2, "low": low, "high": high}
+    row = {"hypervolume": {"value": hypervolume}, "mip_rescaled": {"value": hypervolume}}
+    return {**row, "over": {m: {"hypervolume_gain": gained, "mip_gain": gained} for m in ("GenARM", "PARM")}}
+
+
+def test_a_claim_is_judged_against_the_best_of_the_others():
+    fronts = {"GenARM": _front(4.0, 0, 0), "PARM": _front(2.0, 0, 0), "UniARM": _front(5.0, 0.5, 1.5)}
+    ours, verdict = outcome(fronts, "UniARM", ["GenARM", "PARM"])
+    assert ours.startswith("hypervolume +25.0 % [+12.5, +37.5] over GenARM; MIP +25.0 %")
+    assert verdict == "hypervolume agrees, MIP agrees"
+    assert "contradicts" in outcome({**fronts, "UniARM": _front(3.0, -2, -1)}, "UniARM", ["GenARM"])[1]
+    table = "\n".join(claims_table([{"data": "d", "fronts": {"encoder": fronts}}]))
+    assert "not testable here: one size of base" in table
+    assert "UniARM: hypervolume +25.0 %" in table
 
 
 def test_verdict_words():

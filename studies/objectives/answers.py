@@ -13,13 +13,15 @@ import numpy as np
 
 import trimtab
 from objectives.guides import Pairs, cached, key_of, slug
-from objectives.plan import DataSet, named
+from objectives.plan import METHODS, DataSet, named, seeds_of
+from trimtab.engine.results import Watch
 from trimtab.evaluation.scorers import ConcisenessScorer, EncoderScorer, RefusalScorer, Scorer, pair_accuracy
 from trimtab.evaluation.scorers.encoder import default_encoder
 from trimtab.preferences import Comparison
 
 PROMPTS = Path(__file__).parent.parent / "data" / "eval_prompts.jsonl.gz"
 MOST_CHARACTERS = 300
+WATCH = Watch(base=True)
 
 
 def read_prompts(data: DataSet, pairs: Pairs, options: Any) -> list[dict[str, Any]]:
@@ -42,14 +44,20 @@ def _as_prompt(row: Comparison) -> dict[str, Any]:
 
 
 def answer_all(
-    guides: dict[str, Path], guidances: Sequence[dict[str, float]], prompts: Sequence[Any], options: Any, folder: Path
+    guides: dict[str, Path],
+    guidances: Sequence[dict[str, float]],
+    prompts: Sequence[Any],
+    options: Any,
+    folder: Path,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Answer the prompts under each guidance; what is on disk already is not written again.
 
     Returns:
-        One a guidance: texts, tokens written, and log p_guided − log π_base of each answer's tokens, summed.
+        One a guidance: texts, tokens written, and of each answer's tokens, summed, log p_guided − log π_base; where it
+        was written by an engine that notes it, log π_base too.
     """
-    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
+    sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": seed}
     texts = [row["prompt"] for row in prompts]
     paths = [folder / f"{key_of([Path(g).name for g in guides.values()], w, texts, sampling)}.json" for w in guidances]
     if all(path.exists() for path in paths):
@@ -57,38 +65,54 @@ def answer_all(
     with trimtab.load(options.base, guides=guides) as engine:
 
         def write(weights: dict[str, float]) -> dict[str, Any]:
-            answers = engine.generate(texts, guidance=weights, sampling=sampling, max_batch_size=32)
+            answers = [
+                answer
+                for i, text in enumerate(texts)
+                for answer in engine.answers(text, guidance=weights, sampling=sampling, watch=WATCH, index=i)
+            ]
+            _, driver = engine.parts
+            for answer in answers:
+                driver.add(answer, tokens=answer.limit)
+            driver.drive(answers, until=all)
+            results = [answer.result() for answer in answers]
             return {
-                "texts": [a.text for a in answers],
-                "tokens": [len(a.token_ids) for a in answers],
-                "log_ratio": [_log_ratio(engine, t, a, weights) for t, a in zip(texts, answers, strict=True)],
+                "texts": [result.text for result in results],
+                "tokens": [len(result.token_ids) for result in results],
+                "log_ratio": [sum(note.log_prob - note.base_log_prob for note in a.noted) for a in answers],
+                "log_base": [sum(note.base_log_prob for note in a.noted) for a in answers],
             }
 
         return [cached(path, lambda w=w: write(w)) for path, w in zip(paths, guidances, strict=True)]
 
 
-def _log_ratio(engine: Any, prompt: Any, answer: Any, weights: dict[str, float]) -> float:
-    if not any(weights.values()):
-        return 0.0
-    score = engine.score(prompt, answer.token_ids, guidance=weights)
-    return float(sum(score.combined) - sum(score.base))
-
-
 def answer_methods(
     data: DataSet, trained: dict[str, Any], control: Path, prompts: Sequence[Any], alphas: np.ndarray, options: Any, work: Path
-) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
-    """Return method → the answers of each α; base and untrained guide know no α, so theirs are repeated."""
+) -> dict[str, list[list[dict[str, Any]]]]:  # fmt: skip
+    """Return method → run → the answers of each α; base and untrained guide know no α, so theirs are repeated.
+
+    A run's answers are sampled with its seed; the base and the untrained guide answer once with each seed.
+    """
     folder = work / "answers"
-    plain = answer_all({"untrained": control}, [{"untrained": 0.0}], prompts, options, folder / "base")[0]
-    sharper = answer_all(
-        {"untrained": control}, [{"untrained": options.strength}], prompts, options, folder / "untrained"
-    )[0]
-    out = {"base": [plain] * len(alphas), "untrained": [sharper] * len(alphas)}
-    guidances = [named(data.objectives, options.strength * alpha) for alpha in alphas]
+    out: dict[str, list[list[dict[str, Any]]]] = {"base": [], "untrained": []}
+    for seed in seeds_of(options, data):
+        for name, pull in (("base", 0.0), ("untrained", options.strength)):
+            once = answer_all({"untrained": control}, [{"untrained": pull}], prompts, options, folder / name, seed)
+            out[name].append(once * len(alphas))
     for name, made in trained.items():
         print(f"{data.name}: answers of {name}", flush=True)
-        guides = {objective or "guide": Path(path) for objective, path in made["folders"].items()}
-        out[name] = answer_all(guides, guidances, prompts, options, folder / slug(name))
+        pull = 1.0 if METHODS[name].policy else options.strength
+        guidances = [named(data.objectives, pull * alpha) for alpha in alphas]
+        out[name] = [
+            answer_all(
+                {objective or "guide": Path(path) for objective, path in run["folders"].items()},
+                guidances,
+                prompts,
+                options,
+                folder / slug(name),
+                run["seed"],
+            )
+            for run in made["runs"]
+        ]
     return out
 
 
@@ -154,26 +178,24 @@ def _like_length(row: Comparison) -> bool:
 
 
 def reward_cubes(
-    scorers: Sequence[Scorer], answers: dict[str, list[dict[str, Any]]], prompts: Sequence[Any]
+    scorers: Sequence[Scorer], answers: dict[str, list[list[dict[str, Any]]]], prompts: Sequence[Any]
 ) -> dict[str, np.ndarray]:
-    """Return method → (G, P, K), in standard deviations of the base's answers, from the base's mean.
+    """Return method → (S, G, P, K) of S runs, in standard deviations of the base's answers, from the base's mean.
 
     "harmless" is asked of unsafe prompts only: elsewhere every answer has the base's mean. The scale is fixed by the base,
     so that volumes and sums over objectives do not hang on units.
     """
     texts = [row["prompt"] for row in prompts]
     cubes = {
-        name: np.stack(
-            [np.stack([scorer.score(a["texts"], texts) for scorer in scorers], axis=1) for a in grid_answers]
-        )
-        for name, grid_answers in answers.items()
+        name: np.array([[np.stack([s.score(a["texts"], texts) for s in scorers], axis=1) for a in run] for run in runs])
+        for name, runs in answers.items()
     }
     for k, scorer in enumerate(scorers):
         asked = np.ones(len(texts), dtype=bool)
         if scorer.about.objective == "harmless":
             asked = np.array([not row.get("prompt_is_safe", True) for row in prompts])
-        plain = cubes["base"][0, asked, k]
+        plain = cubes["base"][:, 0, asked, k]
         scale = float(plain.std()) or 1.0
         for cube in cubes.values():
-            cube[:, :, k] = np.where(asked, (cube[:, :, k] - plain.mean()) / scale, 0.0)
+            cube[..., k] = np.where(asked, (cube[..., k] - plain.mean()) / scale, 0.0)
     return cubes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import trimtab
-from objectives.plan import DataSet, Method, choose_rank, grid
+from objectives.plan import DataSet, Method, choose_rank, grid, seeds_of
 from objectives.ranking import margins, mixed_signs
 from trimtab.preferences import Comparison, read_comparisons, write_comparisons
 from trimtab.preferences.splitting import split_by_hash
@@ -63,48 +63,71 @@ class Trainer:
     def __init__(self, data: DataSet, options: Any, pairs: Pairs, work: Path, layers: Any, width: int) -> None:
         self.data, self.options, self.pairs, self.work = data, options, pairs, work
         self.layers, self.width = layers, width
+        self._used: set[Path] = set()
 
     def method(self, method: Method) -> dict[str, Any]:
-        """Tune and train a method; return its folders by objective ("" for a conditioned guide) and how it went."""
+        """Tune a method once and train it with each seed; return each run's folders (see :meth:`train`) and how it went."""
         rank, size = choose_rank(method, self.options.rank, self.layers, self.width)
         rates = self.options.rates
         tried = {rate: self._dev_loss(method, rank, rate) for rate in rates} if len(rates) > 1 else {rates[0]: None}
         rate = min(tried, key=lambda r: (tried[r] or 0.0, r))
         print(f"{self.data.name}: {method.name}, rank {rank}, learning rate {rate:g} (dev loss {tried})", flush=True)
-        folders = self.train(method, rank, rate, self.pairs.train)
+        return {
+            "runs": [
+                self._run(method, rank, rate, size, seed) for seed in seeds_of(self.options, self.data, method.name)
+            ],
+            "rank": rank,
+            "parameters": size,
+            "rate": rate,
+            "dev_loss": {f"{r:g}": loss for r, loss in tried.items()},
+        }
+
+    def _run(self, method: Method, rank: int, rate: float, size: int, seed: int) -> dict[str, Any]:
+        """Train with one seed, and check the size."""
+        folders = self.train(method, rank, rate, self.pairs.train, seed)
         counted = sum(trained_parameters(folder) for folder in folders.values())
         if counted != size:
             raise SystemExit(f"{method.name} has {counted:,} trained parameters, not the {size:,} that were planned.")
         seconds = sum(json.loads((f / "study.json").read_text())["seconds"] for f in folders.values())
-        return {
-            "folders": {name: str(folder) for name, folder in folders.items()},
-            "rank": rank,
-            "parameters": counted,
-            "rate": rate,
-            "dev_loss": {f"{r:g}": loss for r, loss in tried.items()},
-            "seconds": seconds,
-        }
+        if method.soup:
+            folders = {"": self._soup(folders)}
+        return {"seed": seed, "folders": {name: str(folder) for name, folder in folders.items()}, "seconds": seconds}
+
+    def _soup(self, folders: dict[str, Path]) -> Path:
+        """Return the folder of a method's guides as one whose weights are mixed, made where absent."""
+        folder = self.work / "guides" / f"soup-{key_of([f.name for f in folders.values()])}"
+        if not (folder / "guide.json").exists():
+            trimtab.soup(list(folders.values()), folder)
+        return folder
 
     def _dev_loss(self, method: Method, rank: int, rate: float) -> float:
-        """Return the mean of −log σ(β·margin) over dev pairs and α = 0, ½, 1, the margin turned by the mixed label."""
+        """Return the mean of −log σ(β·margin) over dev pairs and α = 0, ½, 1, the margin turned by the mixed label.
+
+        A soup is tuned as MOD is, by the mixed margins of its parts: the two share their policies.
+        """
         alphas = grid(2)
         folders = self.train(method, rank, rate, self.pairs.tune)
         found = margins(self.data, method, folders, self.pairs.dev, alphas, self.options, self.work)
         signs = mixed_signs(self.pairs.dev, self.data.objectives, alphas)
-        losses = np.logaddexp(0.0, -self.options.beta * signs * found)
+        losses = np.logaddexp(0.0, -method.options.get("beta", self.options.beta) * signs * found)
         return float(losses[signs != 0].mean())
 
-    def train(self, method: Method, rank: int, rate: float, file: Path) -> dict[str, Path]:
+    def train(
+        self, method: Method, rank: int, rate: float, file: Path, seed: int | None = None
+    ) -> dict[str, Path]:  # fmt: skip
         """Return the folders of a method's guides by objective ("" for a conditioned guide), trained where absent."""
-        if method.method != "genarm":
-            own = {"objectives": list(self.data.objectives), "descriptions": self.data.descriptions}
-            return {"": self._run(method, {**own, "lora_r": rank, "learning_rate": rate}, file, "")}
-        return {
-            name: self._run(method, {"objective": name, "lora_r": rank, "learning_rate": rate}, file, name)
-            for name in self.data.objectives
-        }
+        seed = self.options.seed if seed is None else seed
+        own = {"lora_r": rank, "learning_rate": rate, "seed": seed}
+        if not method.separate:
+            both = {"objectives": list(self.data.objectives), "descriptions": self.data.descriptions}
+            return {"": self._train(method, {**both, **own}, file, "")}
+        return {name: self._train(method, {"objective": name, **own}, file, name) for name in self.data.objectives}
 
-    def _run(self, method: Method, own: dict[str, Any], file: Path, objective: str) -> Path:
+    def seconds(self) -> float:
+        """Return how long everything that was asked for took to train, found on disk or not."""
+        return sum(json.loads((folder / "study.json").read_text())["seconds"] for folder in self._used)
+
+    def _train(self, method: Method, own: dict[str, Any], file: Path, objective: str) -> Path:
         values: dict[str, Any] = {
             "base": self.options.base,
             "beta": self.options.beta,
@@ -113,16 +136,19 @@ class Trainer:
             "max_length": self.data.max_length,
             "max_prompt_length": self.data.max_prompt_length,
             "warmup_steps": 0.1,
-            "seed": self.options.seed,
             "weight": self.options.strength,
             "save_strategy": "no",
             **method.options,
             **own,
         }
-        stem = "-".join(filter(None, (slug(method.name), objective, file.stem)))
-        folder = self.work / "guides" / f"{stem}-{key_of(values, file.read_text(encoding='utf-8'))}"
-        if (folder / "study.json").exists():
-            return folder
+        name = "dpo" if method.policy else slug(method.name)
+        stem = "-".join(filter(None, (name, objective, file.stem)))
+        key = key_of(without_first_default(values), file.read_text(encoding="utf-8"))
+        folder = self.work / "guides" / f"{stem}-{key}"
+        done = sorted(self.work.glob(f"guides/*-{key}/study.json"))
+        self._used.add(done[0].parent if done else folder)
+        if done:  # under another method's name, where two share a guide
+            return done[0].parent
         print(f"{self.data.name}: training {folder.name}", flush=True)
         started = time.monotonic()
         trimtab.train(
@@ -130,6 +156,11 @@ class Trainer:
         )
         (folder / "study.json").write_text(json.dumps({"seconds": time.monotonic() - started}), encoding="utf-8")
         return folder
+
+
+def without_first_default(values: dict[str, Any]) -> dict[str, Any]:
+    """Return options as guides are named by: "text" was the condition before it was written out, and stays unnamed."""
+    return {key: value for key, value in values.items() if (key, value) != ("condition", "text")}
 
 
 def untrained(folder: Path, base: str, target: Path) -> Path:

@@ -17,7 +17,7 @@ RANK_TOKENS_A_SECOND = 600.0
 ANSWER_TOKENS_A_SECOND = 48 * 48 / 75
 """SmolLM2-135M on one thread of a two-core machine: measured, and only used to print the budget."""
 SCORER_SECONDS = 120.0
-DECODE_AWARE_COST = 4 / 3
+BASE_BESIDE_COST = 4 / 3
 """A forward of the base beside forward and backward of the guide."""
 
 
@@ -34,6 +34,9 @@ class DataSet:
     tokens_a_pair: int
     methods: tuple[str, ...]
     ablations: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    once: tuple[str, ...] = ()
+    """Methods of the first seed only, unless seeds are asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,23 @@ class Method:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    soup: bool = False
+    """Whether the weights of its guides are mixed, and not what they say."""
 
     @property
     def method(self) -> str:
         """What ``trimtab.train`` calls it."""
         return str(self.options["method"])
+
+    @property
+    def separate(self) -> bool:
+        """Whether it trains one guide an objective."""
+        return self.method in ("genarm", "dpo")
+
+    @property
+    def policy(self) -> bool:
+        """Whether it trains aligned models, which are mixed in place of the base: the weights sum to 1."""
+        return self.method == "dpo"
 
     @property
     def decode_aware(self) -> bool:
@@ -56,7 +71,7 @@ class Method:
     @property
     def runs(self) -> float:
         """Cost of its training in runs of plain length."""
-        return (2 if self.method == "genarm" else 1) * (DECODE_AWARE_COST if self.decode_aware else 1)
+        return (2 if self.separate else 1) * (BASE_BESIDE_COST if self.decode_aware or self.policy else 1)
 
 
 DATA_SETS = {
@@ -87,20 +102,26 @@ DATA_SETS = {
             48,
             "xstest",
             156,
-            ("GenARM", "PARM", "UniARM", "UniARM-DA"),
+            ("Rewarded Soups", "MOD", "GenARM", "PARM", "UniARM", "UniARM-alpha", "UniARM-DA"),
             ("text, shared trunk", "alpha", "alpha, scale only", "alpha, shift only", "λ 0"),
+            seeds=(0, 2),
+            once=("UniARM", "UniARM-DA"),
         ),
     )
 }
 
 _TEXT = {"condition": "text"}
 _AWARE = {"loss": "decode-aware"}
+_ALIGNED = {"method": "dpo", "beta": 0.1}
 METHODS = {
     m.name: m
     for m in (
+        Method("Rewarded Soups", _ALIGNED, soup=True),
+        Method("MOD", _ALIGNED),
         Method("GenARM", {"method": "genarm"}),
         Method("PARM", {"method": "parm"}),
         Method("UniARM", {"method": "uniarm", **_TEXT}),
+        Method("UniARM-alpha", {"method": "uniarm", "condition": "alpha"}),
         Method("UniARM-DA", {"method": "uniarm", **_TEXT, **_AWARE}),
         Method("PARM-DA", {"method": "parm", **_AWARE}),
         Method("GenARM-DA", {"method": "genarm", **_AWARE}),
@@ -135,7 +156,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--work-dir", type=Path, default=Path("runs/two_objectives"), help="guides and answers, found again there")
     a("--output-dir", type=Path, default=Path(__file__).parent.parent / "two_objectives")
     a("--base", default="smollm2")
-    a("--seed", type=int, default=0)
+    a("--seed", type=int, default=0, help="of tuning, ablations and bootstraps")
+    a(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="of training and sampling, a run each (default: the data set's and method's)",
+    )
     a("--rank", type=int, default=8, help="rank of each of GenARM's two ARMs; it sets everybody's size")
     a("--beta", type=float, default=0.05, help="β_r, every method and objective")
     a("--epochs", type=float, default=1.0)
@@ -146,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--dev-pairs", type=int, default=24, help="pairs by which the learning rate is chosen (not of the test)")
     a("--val-pairs", type=int, default=40, help="held-out pairs that are ranked")
     a("--scorer-pairs", type=int, default=2000, help="most pairs that the scorers are fitted on")
+    a("--rank-runs", type=int, default=1, help="of how many seeds the guides rank them (slow where α is a condition)")
     a("--rank-steps", type=int, default=10, help="α = 0, 1/N, …, 1 for ranking")
     a("--prompts", type=int, default=20, help="prompts that are answered")
     a("--max-tokens", type=int, default=40)
@@ -174,12 +202,20 @@ SMOKE: dict[str, Any] = {
     "answer_steps": 2,
     "scorer_pairs": 24,
     "ablate": [],
+    "seeds": [0, 1],
 }
 
 
 def methods_of(options: Any, data: DataSet) -> list[Method]:
     """Return what is compared on a data set."""
     return [METHODS[name] for name in (options.methods or data.methods)]
+
+
+def seeds_of(options: Any, data: DataSet, method: str | None = None) -> list[int]:
+    """Return the seeds of training and sampling, of all methods or of one."""
+    if options.seeds:
+        return list(options.seeds)
+    return list(data.seeds[:1] if method in data.once else data.seeds)
 
 
 def ablations_of(options: Any, data: DataSet) -> list[Method]:
@@ -221,7 +257,7 @@ def trainable(method: Method, rank: int, layers: Layers, width: int, k: int = 2)
         k: number of objectives.
     """
     thin = rank * sum(a + b for a, b in layers)
-    if method.method == "genarm":
+    if method.separate:
         return k * thin
     if method.method == "parm":
         r2 = rank // 2
@@ -245,7 +281,7 @@ def choose_rank(method: Method, genarm_rank: int, layers: Layers, width: int) ->
     """
     target = trainable(METHODS["GenARM"], genarm_rank, layers, width)
     sizes = {r: trainable(method, r, layers, width) for r in range(2, 4 * genarm_rank + 1)}
-    if method.method == "genarm":
+    if method.separate:
         sizes = {genarm_rank: target}
     rank = min(sizes, key=lambda r: abs(sizes[r] - target))
     if abs(sizes[rank] / target - 1) > TOLERANCE:
@@ -259,18 +295,23 @@ def choose_rank(method: Method, genarm_rank: int, layers: Layers, width: int) ->
 def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
     """Return (step, minutes on one thread) of a data set, from the speeds above."""
     methods, ablations = methods_of(options, data), ablations_of(options, data)
-    conditioned = [m for m in methods if m.method != "genarm"]
-    runs = sum(m.runs for m in methods)
+    times = {m.name: len(seeds_of(options, data, m.name)) for m in methods}
+    trained = [m for m in methods if not m.soup or METHODS["MOD"] not in methods]  # a soup is made of MOD's policies
+    conditioned = [m for m in methods if m.soup or not m.separate]
+    runs = sum(m.runs for m in trained)
     tries = len(options.rates) * options.tune_pairs if len(options.rates) > 1 else 0
     pair = data.tokens_a_pair
-    passes = sum((options.rank_steps + 1) * (2 if m.decode_aware else 1) for m in conditioned) + 2 * len(methods)
-    tuning_passes = 3 * len(options.rates) * len(methods) if tries else 0
-    settings = len(methods) * (options.answer_steps + 1) + 2
+    ranked = {m.name: min(times[m.name], options.rank_runs) for m in methods}
+    passes = sum(ranked[m.name] * (options.rank_steps + 1) * (2 if m.decode_aware else 1) for m in conditioned)
+    passes += 2 * sum(ranked.values())
+    tuning_passes = 3 * len(options.rates) * len(trained) if tries else 0
+    settings = sum(times.values()) * (options.answer_steps + 1) + 2 * max(times.values())
     tokens = options.prompts * options.max_tokens
+    whole = options.train_pairs * options.epochs * pair
     rows = [
         ("tuning", runs * tries * pair / TRAIN_TOKENS_A_SECOND),
         ("choosing", tuning_passes * options.dev_pairs * pair / RANK_TOKENS_A_SECOND),
-        ("training", runs * options.train_pairs * options.epochs * pair / TRAIN_TOKENS_A_SECOND),
+        ("training", sum(m.runs * times[m.name] for m in trained) * whole / TRAIN_TOKENS_A_SECOND),
         ("ranking", passes * options.val_pairs * pair / RANK_TOKENS_A_SECOND),
         ("answers", settings * tokens / ANSWER_TOKENS_A_SECOND),
         ("scorers", SCORER_SECONDS),

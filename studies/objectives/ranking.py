@@ -34,13 +34,16 @@ def margins(
 ) -> np.ndarray:
     """Return log π_r(a|x, α) − log π_r(b|x, α) of each α and pair, (G, N), nats.
 
-    Several ARMs: the sum of their margins weighted by α. Decode-aware guides: of the reward that decoding acts on.
+    Several guides: the sum of their margins weighted by α. Decode-aware guides: of the reward that decoding acts on.
+    Aligned models: of the implicit reward, log π/π_ref, which is theirs less the base's, as their weights sum to 1.
     """
     pull = options.strength if method.decode_aware else None
-    if method.method == "genarm":
+    if "" in folders:
+        found = _scored(data, folders[""], rows, alphas, options, work, pull)
+    else:
         own = [_scored(data, folders[name], rows, None, options, work, pull)[0] for name in data.objectives]
-        return alphas @ np.stack(own)
-    return _scored(data, folders[""], rows, alphas, options, work, pull)
+        found = alphas @ np.stack(own)
+    return found - base_margins(data, rows, options, work)[0] if method.policy else found
 
 
 def _scored(
@@ -86,15 +89,22 @@ def _scored(
     return np.stack(found)
 
 
-def base_margins(data: DataSet, rows: Sequence[Comparison], options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the untrained model's margins, (N,), and the answers' tokens, (N, 2)."""
+def base_margins(data: DataSet, rows: Sequence[Comparison], options: Any, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the untrained model's margins, (N,), and the answers' tokens, (N, 2); kept on disk."""
     from trimtab.models import load_base
     from trimtab.rewards.scoring import sequence_logprobs
 
-    base = load_base(options.base)
-    pairs = encoded(data, rows, base)
-    a, b = sequence_logprobs(base.model, pairs)
-    return (a - b).double().numpy(), np.array([(len(p.a_ids), len(p.b_ids)) for p in pairs])
+    ids = hashlib.sha256("\n".join([*(r.id for r in rows), options.base]).encode()).hexdigest()[:12]
+    path = work / "margins" / f"base-{ids}.npz"
+    if not path.exists():
+        base = load_base(options.base)
+        pairs = encoded(data, rows, base)
+        a, b = sequence_logprobs(base.model, pairs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lengths = np.array([(len(p.a_ids), len(p.b_ids)) for p in pairs])
+        np.savez(path, margins=(a - b).double().numpy(), lengths=lengths)
+    with np.load(path, allow_pickle=False) as file:
+        return file["margins"], file["lengths"]
 
 
 def encoded(data: DataSet, rows: Sequence[Comparison], base: Any) -> list[Any]:
@@ -112,26 +122,33 @@ def accuracies(
 
     Args:
         signs: (G, N), mixed labels; ties are passed over.
-        margin: (G, N), the method's; 0 counts half.
+        margin: (S, G, N), the method's, of each run; 0 counts half.
         lengths: (N, 2), tokens of the answers.
-        prompts: (N,), what the bootstrap resamples whole.
+        prompts: (N,), what the bootstrap resamples whole, beside runs.
         seed: of the bootstrap.
     """
     right = (signs * margin > 0) + 0.5 * (margin == 0)
+    runs = len(right)
     judged = signs != 0
     alike = np.abs(lengths[:, 0] - lengths[:, 1]) <= LENGTH_TOLERANCE * lengths.max(axis=1)
     keys = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     owner = np.array([keys[p] for p in prompts])
-    draws = np.random.default_rng(seed).multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=RESAMPLES)
-    resampled = [_mean_accuracy(right, judged, draw[owner]) for draw in draws]
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=RESAMPLES)
+    shares = generator.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
+    resampled = [
+        _mean_accuracy(np.tensordot(share, right, 1), judged, draw[owner])
+        for draw, share in zip(draws, shares, strict=True)
+    ]
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    ones = np.ones(right.shape[1])
+    ones, mean = np.ones(right.shape[2]), right.mean(axis=0)
     return {
-        "by_alpha": [float(r[j].mean()) if j.any() else None for r, j in zip(right, judged, strict=True)],
+        "by_alpha": [float(r[j].mean()) if j.any() else None for r, j in zip(mean, judged, strict=True)],
         "judged": [int(j.sum()) for j in judged],
-        "mean": _mean_accuracy(right, judged, ones),
+        "mean": _mean_accuracy(mean, judged, ones),
+        "by_run": [_mean_accuracy(r, judged, ones) for r in right],
         "interval": [float(low), float(high)],
-        "matched": _mean_accuracy(right, judged & alike, ones),
+        "matched": _mean_accuracy(mean, judged & alike, ones),
         "matched_pairs": int(alike.sum()),
     }
 
@@ -144,17 +161,25 @@ def _mean_accuracy(right: np.ndarray, judged: np.ndarray, weights: np.ndarray) -
 
 
 def rank_all(
-    data: DataSet, rows: Sequence[Comparison], found: Mapping[str, np.ndarray], alphas: np.ndarray, options: Any
+    data: DataSet,
+    rows: Sequence[Comparison],
+    found: Mapping[str, np.ndarray],
+    alphas: np.ndarray,
+    options: Any,
+    work: Path,
 ) -> dict[str, Any]:
-    """Return each method's accuracies, beside the untrained model's and length's alone (at each α its better side)."""
+    """Return each method's accuracies, beside the untrained model's and length's alone (at each α its better side).
+
+    ``found`` is method → (S, G, N), the margins of each run.
+    """
     signs = mixed_signs(rows, data.objectives, alphas)
-    plain, lengths = base_margins(data, rows, options)
+    plain, lengths = base_margins(data, rows, options, work)
     shorter = (lengths[:, 1] - lengths[:, 0]).astype(np.float64)
     prompts = [str(row.prompt) for row in rows]
     side = np.array([1.0 if (s * shorter > 0).sum() >= (s * shorter < 0).sum() else -1.0 for s in signs])
     controls = {
-        "untrained": np.repeat(plain[None], len(alphas), axis=0),
-        "length alone": side[:, None] * shorter[None],
+        "untrained": np.repeat(plain[None, None], len(alphas), axis=1),
+        "length alone": (side[:, None] * shorter)[None],
     }
     return {
         name: accuracies(signs, margin, lengths, prompts, options.seed)

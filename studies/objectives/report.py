@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from objectives.claims import claims_table
+from objectives.plan import METHODS
+from objectives.wording import CONTROLS, gain, shown, side
 from trimtab.evaluation.fronts import FrontSummary
 
-CONTROLS = ("base", "untrained")
 Row = Mapping[str, Any]
 
 
@@ -31,8 +33,7 @@ def write_report(results: Sequence[Row], output: Path, intro: Path, command: str
     """Write README.md, results.json, verdict.txt, one plot a data set and samples.jsonl."""
     output.mkdir(parents=True, exist_ok=True)
     verdict = [line for result in results for line in verdict_of(result)]
-    lines = [intro.read_text(encoding="utf-8").rstrip(), "", "## Verdict by rule", ""]
-    lines += [f"- {line}" for line in verdict]
+    lines = [intro.read_text(encoding="utf-8").rstrip(), "", *claims_table(results), "", *how_to_read(results)]
     for result in results:
         plot(result, output / f"{result['data']}.png")
         lines += ["", *section(result)]
@@ -49,9 +50,26 @@ def write_report(results: Sequence[Row], output: Path, intro: Path, command: str
 
 def without_folders(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result without where things lay on the machine that made it."""
-    trained = {name: {k: v for k, v in row.items() if k != "folders"} for name, row in result["trained"].items()}
+    trained = {
+        name: {**row, "runs": [{k: v for k, v in run.items() if k != "folders"} for run in row["runs"]]}
+        for name, row in result["trained"].items()
+    }
     options = {k: v for k, v in result["options"].items() if not k.endswith("_dir")}
     return {**result, "trained": trained, "options": options}
+
+
+def how_to_read(results: Sequence[Row]) -> list[str]:
+    """Return the rules that the tables follow."""
+    return [
+        "## How to read the tables",
+        "",
+        "A number is the mean over training seeds, each measured by itself; its 95 % interval is from a bootstrap that draws "
+        "seeds, then prompts. A few seeds say little of how training varies, and a method of one seed has an interval over "
+        "prompts only. A difference is called greater or smaller only where its interval, paired by seed and prompt, leaves "
+        "zero out; no correction is made for how many are looked at. GenARM, PARM and UniARM stand beside the untrained "
+        "guide at the same weight, Rewarded Soups and MOD beside the base, which is what they are untrained. Hypervolume "
+        "and its percentages hang on the reference point, which is the least of all fronts in the table minus 1.",
+    ]
 
 
 def how(results: Sequence[Row]) -> str:
@@ -59,11 +77,12 @@ def how(results: Sequence[Row]) -> str:
     first = results[0]
     o = first["options"]
     return (
-        f"seed {o['seed']}, β {o['beta']:g}, {o['epochs']:g} epoch(s), {o['batch']} pairs a step, {o['prompts']} prompts, "
-        f"{o['max_tokens']} tokens at temperature {o['temperature']:g}, total pull w = {o['strength']:g}; "
-        f"{first['machine']}; final training of the compared guides: "
-        + ", ".join(f"{r['data']} {sum(t['seconds'] for t in r['trained'].values()) / 60:.0f} minutes" for r in results)
-        + "."
+        f"tuning, ablations and bootstraps with seed {o['seed']}, β {o['beta']:g} (of the policies 0.1), {o['epochs']:g} "
+        f"epoch(s), {o['batch']} pairs a step, {o['prompts']} prompts, {o['max_tokens']} tokens at temperature "
+        f"{o['temperature']:g}, total pull w = {o['strength']:g} (of the policies 1: their weights sum to 1, and the base has "
+        f"no share); {first['machine']}; training, tuning and ablations included: "
+        + ", ".join(f"{r['data']} {r['training_minutes']:.0f} minutes" for r in results)
+        + " on one thread of two busy ones."
     )
 
 
@@ -91,17 +110,24 @@ def section(result: Row) -> list[str]:
 def guide_table(trained: Row) -> list[str]:
     """Return sizes and learning rates."""
     lines = [
-        "| guide | rank | trained parameters | learning rate (dev loss of each) | minutes |",
-        "|---|---|---|---|---|",
+        "| method | rank | trained parameters | learning rate (dev loss of each) | seeds | minutes |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in trained.items():
         losses = ", ".join(
             f"{rate}: {'–' if loss is None else f'{loss:.4f}'}" for rate, loss in row["dev_loss"].items()
         )
+        seeds = ", ".join(str(run["seed"]) for run in row["runs"])
+        minutes = "MOD's" if of_mod(name, trained) else f"{sum(run['seconds'] for run in row['runs']) / 60:.1f}"
         lines.append(
-            f"| {name} | {row['rank']} | {row['parameters']:,} | {row['rate']:g} ({losses}) | {row['seconds'] / 60:.1f} |"
+            f"| {name} | {row['rank']} | {row['parameters']:,} | {row['rate']:g} ({losses}) | {seeds} | {minutes} |"
         )
     return lines
+
+
+def of_mod(name: str, trained: Row) -> bool:
+    """Whether a method has no training of its own, because it mixes MOD's policies."""
+    return name == "Rewarded Soups" and "MOD" in trained
 
 
 def ranking_table(result: Row) -> list[str]:
@@ -114,13 +140,15 @@ def ranking_table(result: Row) -> list[str]:
         f"Held-out pairs ranked as the mixed preference ranks them, over {len(weights)} preferences; pairs that a preference "
         "leaves tied are passed over, and length alone may take its better side at each:",
         "",
-        f"| | mean over the grid [95 %] | {columns} | the {matched} pairs of like length |",
-        "|---|---|" + "---|" * (len(shown) + 1),
+        f"| | mean over the grid [95 %] | each seed | {columns} | the {matched} pairs of like length |",
+        "|---|---|---|" + "---|" * (len(shown) + 1),
     ]
     for name, row in result["ranking"].items():
         low, high = row["interval"]
         cells = " | ".join("–" if row["by_alpha"][i] is None else f"{row['by_alpha'][i]:.3f}" for i in shown)
-        lines.append(f"| {name} | {row['mean']:.3f} [{low:.3f}, {high:.3f}] | {cells} | {row['matched']:.3f} |")
+        lines.append(
+            f"| {name} | {row['mean']:.3f} [{low:.3f}, {high:.3f}] | {each(row['by_run'])} | {cells} | {row['matched']:.3f} |"
+        )
     return lines
 
 
@@ -157,9 +185,9 @@ def front_table(result: Row, name: str, fronts: Row) -> list[str]:
     first, second = result["objectives"]
     lines = [
         f"Answers to {result['prompts']} prompts at {len(result['answer_alphas'])} preferences, by {name}; rewards in "
-        f"standard deviations of the base's answers, reference point ({reference}), gains over GenARM paired by prompt:",
+        f"standard deviations of the base's answers, reference point ({reference}):",
         "",
-        "| | hypervolume [95 %] | gain | MIP, min–max [95 %] | gain | MIP | spread | τ | KL, nats a token | words |",
+        "| | hypervolume [95 %] | each seed | MIP, min–max [95 %] | each seed | MIP | spread | τ | KL, nats a token | words |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, row in fronts.items():
@@ -170,21 +198,36 @@ def front_table(result: Row, name: str, fronts: Row) -> list[str]:
             "" if control else ", ".join("–" if t is None or np.isnan(t) else f"{t:+.2f}" for t in row["monotonicity"])
         )
         lines.append(
-            f"| {method} | {shown(row['hypervolume'])} | {gain(row['hypervolume_gain'])} | {shown(row['mip_rescaled'])} | "
-            f"{gain(row['mip_gain'])} | {row['mip']['value']:+.3f} | {spread} | {tau} | {np.mean(beside['kl']):.3f} | "
-            f"{np.mean(beside['words']):.0f} |"
+            f"| {method} | {shown(row['hypervolume'])} | {each(row['hypervolumes'])} | {shown(row['mip_rescaled'])} | "
+            f"{each(row['mips_rescaled'])} | {row['mip']['value']:+.3f} | {spread} | {tau} | "
+            f"{np.mean(beside['kl']):.3f} | {np.mean(beside['words']):.0f} |"
         )
+    return [*lines, "", *verdict_table(result, fronts)]
+
+
+def verdict_table(result: Row, fronts: Row) -> list[str]:
+    """Return each method's gains over its control and over GenARM, with what they say by the rule."""
+    lines = [
+        "| | over | hypervolume | MIP, min–max |",
+        "|---|---|---|---|",
+    ]
+    for method in (m for m in fronts if m not in CONTROLS):
+        for other in compared_with(method):
+            row = fronts[method]["over"][other]
+            cells = " | ".join(f"{gain(row[key])} {side(row[key])}" for key in ("hypervolume_gain", "mip_gain"))
+            lines.append(f"| {method} | {other} | {cells} |")
     return lines
 
 
-def shown(interval: Row) -> str:
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+def compared_with(method: str) -> list[str]:
+    """Return what a method has to beat: an aligned model the base, a guide the untrained guide, and everybody GenARM."""
+    control = "base" if METHODS[method].policy else "untrained"
+    return [control] if method == "GenARM" else [control, "GenARM"]
 
 
-def gain(interval: Row | None) -> str:
-    if not interval:
-        return ""
-    return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+def each(values: Sequence[float]) -> str:
+    """Return the value of each run, where there are several."""
+    return ", ".join(f"{value:.2f}" for value in values) if len(values) > 1 else ""
 
 
 def verdict_of(result: Row) -> list[str]:
@@ -193,10 +236,8 @@ def verdict_of(result: Row) -> list[str]:
     for name, fronts in result["fronts"].items():
         where = f"{result['data']}, by {name}"
         for method in (m for m in fronts if m not in CONTROLS):
-            row = fronts[method]
-            against = [("the untrained guide", row["over_control"])]
-            against += [] if method == "GenARM" else [("GenARM", row)]
-            for other, numbers in against:
+            for other in compared_with(method):
+                numbers = fronts[method]["over"][other]
                 parts = [
                     f"{what} {side(numbers[key])} ({gain(numbers[key])})"
                     for what, key in (("hypervolume", "hypervolume_gain"), ("MIP", "mip_gain"))
@@ -214,29 +255,31 @@ def verdict_of(result: Row) -> list[str]:
     return lines
 
 
-def side(interval: Row) -> str:
-    if interval["low"] > 0:
-        return "greater"
-    return "smaller" if interval["high"] < 0 else "no clear difference"
-
-
 def plot(result: Row, path: Path) -> None:
-    """Draw ρ(α) of every method, one panel a set of scorers; the thick end has all weight on the first objective."""
+    """Draw ρ(α) of every method, one panel a set of scorers; the thick end has all weight on the first objective.
+
+    The line is the mean over seeds; the small dots are the ends of each seed's own front.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     panels = result["fronts"]
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(7.5 * len(panels), 5.6), squeeze=False)
     for axis, (name, fronts) in zip(axes[0], panels.items(), strict=True):
         for method, row in fronts.items():
             front = np.array(row["front"])
             if method in CONTROLS:
-                axis.plot(*front[0], "k*" if method == "base" else "kX", markersize=11, label=method)
+                axis.plot(*front[0], "k*" if method == "base" else "kX", markersize=12, label=method, zorder=4)
                 continue
-            (line,) = axis.plot(front[:, 0], front[:, 1], "-", linewidth=1.5, label=method)
-            axis.scatter(front[:, 0], front[:, 1], s=np.linspace(12, 70, len(front)), color=line.get_color())
+            style = "--" if METHODS[method].policy else "-"
+            (line,) = axis.plot(front[:, 0], front[:, 1], style, linewidth=1.6, label=method)
+            axis.scatter(front[:, 0], front[:, 1], s=np.linspace(12, 75, len(front)), color=line.get_color())
+            ends = np.array(row["fronts"])[:, [0, -1]].reshape(-1, 2)
+            axis.scatter(
+                ends[:, 0], ends[:, 1], s=9, marker="o", facecolors="none", edgecolors=line.get_color(), alpha=0.7
+            )
         axis.set_xlabel(f"{result['objectives'][0]} (sd of the base)")
         axis.set_ylabel(f"{result['objectives'][1]} (sd of the base)")
         axis.set_title(name)

@@ -1,8 +1,9 @@
 """Fronts of several objectives: hypervolume, inner product with the preference, spread, monotonicity, with intervals.
 
 A method answers the same prompts under G preferences α; its rewards are (G, P, K): preference, prompt, objective. Their
-mean over prompts, ρ(α), (G, K), is the method's front. Every objective is maximised; a cost is negated beforehand. Pure
-NumPy, no model. Follows the metrics of PARM (arXiv 2505.06274) and UniARM (arXiv 2602.09538).
+mean over prompts, ρ(α), (G, K), is the method's front; a method trained S times has S of them. Every objective is
+maximised; a cost is negated beforehand. Pure NumPy, no model. Follows the metrics of PARM (arXiv 2505.06274) and
+UniARM (arXiv 2602.09538).
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def rescaled(fronts: Mapping[str, Array]) -> dict[str, Array]:
     Raises:
         ConfigError: no front.
     """
-    low, width = _range(fronts)
+    low, width = _range(list(fronts.values()))
     return {name: (front - low) / width for name, front in fronts.items()}
 
 
@@ -173,7 +174,7 @@ def monotonicity(preferences: ArrayLike, rewards: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95 % percentile-bootstrap interval over prompts."""
+    """A number with its 95 % percentile-bootstrap interval over prompts, and over training runs if several."""
 
     value: float
     low: float
@@ -185,24 +186,30 @@ class Interval:
 
 @dataclass(frozen=True)
 class FrontSummary:
-    """What a method's front is worth.
+    """What a method's front is worth; of several training runs the mean, each measured by itself.
 
     Attributes:
-        front: (G, K), ρ(α).
+        front: (G, K), ρ(α), the mean over runs.
+        fronts: (S, G, K), ρ(α) of each run.
         hypervolume: above ``reference``.
+        hypervolumes: (S,), of each run.
         mip: mean inner product, in the rewards' own units.
-        mip_rescaled: the same after each objective is put on 0 to 1 over all compared methods.
+        mip_rescaled: the same after each objective is put on 0 to 1 over all compared methods and runs.
+        mips_rescaled: (S,), of each run.
         hypervolume_gain: hypervolume minus the baseline's on the same resampled prompts; ``None`` without a baseline.
         mip_gain: ``mip_rescaled`` minus the baseline's, likewise.
         spread: (K,), how far each objective moves.
-        monotonicity: (K,), Kendall's τ_b of α_i and ρ_i(α).
+        monotonicity: (K,), Kendall's τ_b of α_i and ρ_i(α) over the runs in which ρ_i moves; NaN if in none.
         reference: (K,), the reference point.
     """
 
     front: Array
+    fronts: Array
     hypervolume: Interval
+    hypervolumes: Array
     mip: Interval
     mip_rescaled: Interval
+    mips_rescaled: Array
     hypervolume_gain: Interval | None
     mip_gain: Interval | None
     spread: Array
@@ -219,14 +226,17 @@ def summarise_fronts(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, FrontSummary]:
-    """Compare methods that answered the same prompts over the same grid.
+    """Compare methods that answered the same prompts over the same grid, once or after each of several training runs.
 
-    Intervals are percentiles over bootstrap samples of prompts. All methods see the same samples, so gains over the
-    baseline are paired; reference and rescaling are those of the full data in every sample.
+    Intervals are percentiles over bootstrap samples: training runs are drawn, where there are several, and prompts.
+    All methods see the same samples, so gains over the baseline are paired, by run too: let run s of two methods share
+    what a seed decides. A method of one run is taken as it is, so its interval holds no variation of training.
+    Reference and rescaling are those of the full data in every sample.
 
     Args:
         preferences: (G, K), the grid.
-        rewards: method → (G, P, K), reward of each answer; P prompts in the same order everywhere.
+        rewards: method → (G, P, K), reward of each answer, or (S, G, P, K) of S runs, the same S for all or 1; prompts
+            in the same order everywhere.
         reference: (K,); default: :func:`default_reference` of the compared fronts.
         baseline: the method that gains are over.
         resamples: bootstrap samples.
@@ -241,51 +251,75 @@ def summarise_fronts(
     """
     alphas = _matrix(preferences)
     scores = {name: _cube(name, value, alphas) for name, value in rewards.items()}
-    if not scores or len({s.shape for s in scores.values()}) > 1 or (baseline is not None and baseline not in scores):
+    alike = len({s.shape[1:] for s in scores.values()}) == 1 and len({len(s) for s in scores.values()} - {1}) <= 1
+    if not alike or (baseline is not None and baseline not in scores):
         shapes = {name: s.shape for name, s in scores.items()}
-        raise ConfigError(f"Methods need rewards of one shape, and the baseline ({baseline}) be among them: {shapes}.")
-    fronts = {name: s.mean(axis=1) for name, s in scores.items()}
-    corner = default_reference(list(fronts.values())) if reference is None else np.asarray(reference, dtype=np.float64)
+        raise ConfigError(
+            f"Methods need rewards of one shape (runs may be 1), and the baseline ({baseline}) be among them: {shapes}."
+        )
+    fronts = [front for score in scores.values() for front in score.mean(axis=2)]
+    corner = default_reference(fronts) if reference is None else np.asarray(reference, dtype=np.float64)
     low, width = _range(fronts)
     measures: dict[str, Callable[[Array], float]] = {
         "hypervolume": lambda front: hypervolume(front, corner),
         "mip": lambda front: mean_inner_product(alphas, front),
         "mip_rescaled": lambda front: mean_inner_product(alphas, (front - low) / width),
     }
-    weights = _prompt_weights(next(iter(scores.values())).shape[1], resamples, seed)
-    drawn = {name: _drawn(measures, fronts[name], score, weights) for name, score in scores.items()}
+    generator = np.random.default_rng(seed)
+    weights = _shares(next(iter(scores.values())).shape[2], resamples, generator)
+    runs = _shares(max(len(s) for s in scores.values()), resamples, generator)
+    measured = {name: _measured(measures, score, weights) for name, score in scores.items()}
+    drawn = {name: {what: _over_runs(values, runs) for what, values in own.items()} for name, own in measured.items()}
     base = drawn[baseline] if baseline is not None else None
-    return {name: _summary(alphas, fronts[name], corner, own, base) for name, own in drawn.items()}
+    return {
+        name: _summary(alphas, score.mean(axis=2), corner, measured[name], drawn[name], base)
+        for name, score in scores.items()
+    }
 
 
 def _summary(
-    alphas: Array, front: Array, corner: Array, own: dict[str, Array], base: dict[str, Array] | None
+    alphas: Array,
+    fronts: Array,
+    corner: Array,
+    by_run: dict[str, Array],
+    own: dict[str, Array],
+    base: dict[str, Array] | None,
 ) -> FrontSummary:
+    taus = np.array([monotonicity(alphas, front) for front in fronts])
+    known = ~np.isnan(taus)
     return FrontSummary(
-        front=front,
+        front=fronts.mean(axis=0),
+        fronts=fronts,
         hypervolume=_interval(own["hypervolume"]),
+        hypervolumes=by_run["hypervolume"][:, 0],
         mip=_interval(own["mip"]),
         mip_rescaled=_interval(own["mip_rescaled"]),
+        mips_rescaled=by_run["mip_rescaled"][:, 0],
         hypervolume_gain=_interval(own["hypervolume"] - base["hypervolume"]) if base else None,
         mip_gain=_interval(own["mip_rescaled"] - base["mip_rescaled"]) if base else None,
-        spread=spread(front),
-        monotonicity=monotonicity(alphas, front),
+        spread=np.mean([spread(front) for front in fronts], axis=0),
+        monotonicity=np.where(
+            known.any(axis=0), np.where(known, taus, 0).sum(axis=0) / known.sum(axis=0).clip(1), np.nan
+        ),
         reference=corner,
     )
 
 
-def _prompt_weights(prompts: int, resamples: int, seed: int) -> Array:
-    """Return (R, P): the share of each prompt in each bootstrap sample."""
-    draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    return draws / prompts
+def _shares(count: int, resamples: int, generator: np.random.Generator) -> Array:
+    """Return (R, N): the share of each of ``count`` prompts or runs in each bootstrap sample."""
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
 
 
-def _drawn(
-    measures: Mapping[str, Callable[[Array], float]], front: Array, scores: Array, weights: Array
-) -> dict[str, Array]:
-    """Return measure → (1 + R,): of the full sample, then of each bootstrap sample."""
-    fronts = [front, *np.einsum("rp,gpk->rgk", weights, scores)]
-    return {name: np.array([measure(f) for f in fronts]) for name, measure in measures.items()}
+def _measured(measures: Mapping[str, Callable[[Array], float]], scores: Array, weights: Array) -> dict[str, Array]:
+    """Return measure → (S, 1 + R): of each run on the full sample of prompts, then on each bootstrap sample."""
+    fronts = [[run.mean(axis=1), *np.einsum("rp,gpk->rgk", weights, run)] for run in scores]
+    return {name: np.array([[measure(f) for f in run] for run in fronts]) for name, measure in measures.items()}
+
+
+def _over_runs(values: Array, runs: Array) -> Array:
+    """Return the mean over runs, (1 + R,): of all runs, then of those that each bootstrap sample drew."""
+    drawn = values[0, 1:] if len(values) == 1 else (runs.T * values[:, 1:]).sum(axis=0)
+    return np.append(values[:, 0].mean(), drawn)
 
 
 def _interval(values: Array) -> Interval:
@@ -293,23 +327,25 @@ def _interval(values: Array) -> Interval:
     return Interval(float(values[0]), float(low), float(high))
 
 
-def _range(fronts: Mapping[str, Array]) -> tuple[Array, Array]:
-    everything = _stacked(list(fronts.values()))
+def _range(fronts: Sequence[Array]) -> tuple[Array, Array]:
+    everything = _stacked(fronts)
     low = everything.min(axis=0)
     width = everything.max(axis=0) - low
     return low, np.where(width > 0, width, 1.0)
 
 
 def _cube(name: str, value: ArrayLike, alphas: Array) -> Array:
+    """Return the rewards as (S, G, P, K)."""
     cube = np.asarray(value, dtype=np.float64)
-    if cube.ndim != 3 or (cube.shape[0], cube.shape[2]) != alphas.shape or not cube.shape[1]:
+    runs = cube[None] if cube.ndim == 3 else cube
+    if runs.ndim != 4 or not runs.size or (runs.shape[1], runs.shape[3]) != alphas.shape:
         raise ConfigError(
-            f"The rewards of {name!r} are {cube.shape}; for the grid {alphas.shape} they must be (G, P, K): one for "
-            "each preference, prompt and objective."
+            f"The rewards of {name!r} are {cube.shape}; for the grid {alphas.shape} they must be (G, P, K), one for "
+            "each preference, prompt and objective, or (S, G, P, K) of S training runs."
         )
     if not np.isfinite(cube).all():
         raise NumericalError(f"The rewards of {name!r} hold NaN or infinity: a scorer failed on an answer.")
-    return cube
+    return runs
 
 
 def _alike(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
