@@ -1,0 +1,1 @@
+"""A small model's guide steers a large base: what it recovers of a fine-tune, and at what speed."""
