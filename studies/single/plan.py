@@ -147,7 +147,7 @@ def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
     plain = max(options.best_of) + 1 + sum(w >= options.least_sharper for w in options.strengths)
     rows = [
         ("training", runs * pairs / TRAIN_PAIRS_A_SECOND),
-        ("reward models", (len(options.rates) + seeds - 1) * pairs / REWARD_PAIRS_A_SECOND),
+        ("reward models", (len(options.rates) + LONGER[REWARD] * seeds) * pairs / REWARD_PAIRS_A_SECOND),
         ("ranking", 2 * seeds * RANK_SECONDS),
         ("answers", tokens * (guided / TOKENS_A_SECOND["guided"] + plain / TOKENS_A_SECOND["base"])),
         ("scores and loading", seeds * SCORE_SECONDS),

@@ -55,16 +55,12 @@ def rounded(value: Any) -> Any:
 
 def how(results: Sequence[Row]) -> str:
     """Return one line on sizes, machine and time."""
-    o, lines = results[0]["options"], []
-    for r in results:
-        trained = sum(sum(t["seconds"]) for t in r["trained"].values()) / 60
-        answered = sum(s["answers"] + s["scores"] for s in r["seconds"]) / 60
-        lines.append(
-            f"{r['data']}: {trained:.0f} minutes in the trainings that were kept, {answered:.0f} in answers and scores"
-        )
+    o = results[0]["options"]
+    trained = [f"{r['data']} {sum(sum(t['seconds']) for t in r['trained'].values()) / 60:.0f}" for r in results]
     return (
         f"LoRA of rank {o['rank']}, {o['epochs']:g} epoch(s), {o['batch']} pairs a step, {o['max_tokens']} tokens at "
-        f"temperature 1; {results[0]['machine']}. By the clock, on a machine that did other work too: {'; '.join(lines)}."
+        f"temperature 1; {results[0]['machine']}. Minutes by the clock in the trainings that were kept, on a machine that did "
+        f"other work too: {', '.join(trained)}; `--plan` says what to expect."
     )
 
 
