@@ -1,7 +1,7 @@
 """One objective: GenARM beside DPO, Best-of-N and a system prompt, all made from the same pairs, on one frozen base.
 
 Run ``python studies/one_objective.py``; whatever is done is found again in ``--work-dir``, so a run that was cut off goes
-on where it was. ``--plan`` prints the budget, ``--smoke`` runs everything in two minutes at a size that says nothing. The
+on where it was. ``--plan`` prints the budget, ``--smoke`` runs everything in a few minutes at a size that says nothing. The
 pairs of ``--data harmless`` have to be made first, by ``studies/objectives/data.py``; polite ones are in the package.
 
 For each data set: every method is tuned and trained on the same pairs, at several seeds; held-out pairs are ranked; prompts

@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--best-of", type=int, nargs="+", default=[4, 16])
     a("--only", choices=["train", "all"], default="all", help="train: stop when the guides are there")
     a("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="what is trained with --only train")
-    a("--smoke", action="store_true", help="a minute or two: says nothing, shows that everything runs")
+    a("--smoke", action="store_true", help="a few minutes: says nothing, shows that everything runs")
     a("--plan", action="store_true", help="print the budget, and stop")
     a("--report", action="store_true", help="write the report from what is there, and stop")
 
