@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from objectives.answers import answer_methods, describe, make_scorers, read_prompts, reward_cubes
+from objectives.answers import answer_methods, describe, fluency, make_scorers, read_prompts, reward_cubes, unguided
 from objectives.claims import EARLIER
 from objectives.data import FOLDER
 from objectives.guides import Pairs, Trainer, key_of, read_pairs, untrained
@@ -83,6 +83,8 @@ def rank_methods(data: DataSet, options: Any, pairs: Pairs, trained: dict[str, A
     alphas = grid(options.rank_steps)
     found: dict[str, np.ndarray] = {}
     for name, made in trained.items():
+        if METHODS[name].pull != 1:  # a weight does not change which answer a guide ranks higher
+            continue
         print(f"{data.name}: ranking with {name}", flush=True)
         folders = [{k: Path(v) for k, v in run["folders"].items()} for run in made["runs"][: options.rank_runs]]
         found[name] = np.stack([margins(data, METHODS[name], f, pairs.val, alphas, options, work) for f in folders])
@@ -97,6 +99,7 @@ def answer_and_score(
     prompts = read_prompts(data, pairs, options)
     alphas = grid(options.answer_steps)
     answers = answer_methods(data, trained, control, prompts, alphas, options, work)
+    fluent = fluency(answers, prompts, unguided(options.base), work / "fluency.json")
     fronts: dict[str, Any] = {}
     described: dict[str, Any] = {}
     for name, scorers in make_scorers(data, pairs, work).items():
@@ -128,7 +131,7 @@ def answer_and_score(
         "answer_alphas": alphas.tolist(),
         "scorers": described,
         "fronts": fronts,
-        "beside": {method: beside(runs) for method, runs in answers.items()},
+        "beside": {method: {**beside(runs), "fluency": fluent[method]} for method, runs in answers.items()},
         "samples": samples,
     }
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from objectives import data, plan, ranking
-from objectives.answers import CachedEncoder, reward_cubes
+from objectives.answers import CachedEncoder, fluency, reward_cubes
 from objectives.claims import claims_table, outcome
 from objectives.guides import cached, slug, trained_parameters, without_first_default
-from objectives.plan import ABLATIONS, METHODS, Method, choose_rank, grid, seeds_of, trainable
+from objectives.plan import ABLATIONS, METHODS, Method, choose_rank, grid, seeds_of, shares, trainable
 from objectives.ranking import accuracies, mixed_signs
 from objectives.wording import side
 from trimtab.evaluation.scorers import ConcisenessScorer, RefusalScorer
@@ -82,7 +82,10 @@ def test_budget_names_every_step_and_grows_with_the_pairs():
     few, many = parser.parse_args([]), parser.parse_args(["--train-pairs", "480"])
     a, b = (dict(plan.budget(o, plan.DATA_SETS["helpful_concise"])) for o in (few, many))
     grows = ("training", "ablations")
-    assert a["training"] == pytest.approx((2 + 1 + 1) * 240 * 165 / 200 / 60)  # GenARM, PARM, UniARM
+    runs = (
+        2 * 4 / 3 + 2 + 1 + 1 + 1
+    )  # MOD (and its soup), GenARM, PARM, UniARM, UniARM-alpha; not again at another weight
+    assert a["training"] == pytest.approx(runs * 240 * 165 / 200 / 60)
     for step in grows:
         assert b[step] == pytest.approx(2 * a[step])
     assert {k: v for k, v in a.items() if k not in grows} == {k: v for k, v in b.items() if k not in grows}
@@ -94,6 +97,16 @@ def test_budget_counts_seeds_and_trains_the_policies_of_two_methods_once():
     both = parser.parse_args(["--methods", "Rewarded Soups", "MOD", "--seeds", "0", "1", "2"])
     training = dict(plan.budget(both, plan.DATA_SETS["helpful_concise"]))["training"]
     assert training == pytest.approx(3 * 2 * 4 / 3 * 240 * 165 / 200 / 60)  # a base forward beside forward and backward
+
+
+def test_guides_at_another_weight_are_their_methods_own():
+    names = list(METHODS)
+    assert shares("PARM, w 1.5", names) == "PARM"
+    assert shares("UniARM, w 1.5", names) == "UniARM"
+    assert shares("UniARM-alpha, w 1.5", names) == "UniARM-alpha"
+    assert shares("Rewarded Soups", names) == "MOD"
+    assert shares("PARM, w 1.5", ["GenARM"]) is None
+    assert not any(shares(name, names) for name in ("MOD", "GenARM", "PARM", "UniARM", "UniARM-DA"))
 
 
 def _row(helpful: int, concise: int) -> Comparison:
@@ -135,6 +148,21 @@ def test_rewards_are_in_the_bases_deviations_and_harmless_asks_unsafe_prompts_on
     assert cubes["m"].shape == (2, 1, 2, 2)
     assert cubes["base"][0, 0, :, 0].tolist() == [1.0, -1.0]  # −1 and −3 words: mean −2, deviation 1
     assert cubes["m"][0, 0, :, 1].tolist() == [0.0, 1.0]  # the base never varies, so the scale is 1
+
+
+def test_fluency_is_averaged_over_runs_and_prompts_and_read_once(tmp_path: Path):
+    calls: list[int] = []
+
+    def read(texts, asked):
+        calls.append(len(texts))
+        return [-float(len(text) + len(prompt)) for text, prompt in zip(texts, asked, strict=True)]
+
+    prompts = [{"prompt": "p"}, {"prompt": "pp"}]
+    answers = {"base": [[{"texts": ["a", "aa"]}] * 2], "one": [[{"texts": ["b", "a"]}, {"texts": ["a", "aa"]}]] * 2}
+    found = fluency(answers, prompts, read, tmp_path / "f.json")
+    assert found == {"base": [-3.0, -3.0], "one": [-2.5, -3.0]}  # (2 + 4) / 2 and (2 + 3) / 2
+    assert fluency(answers, prompts, read, tmp_path / "f.json") == found
+    assert calls == [4]  # what stands twice is read once, and then from the file
 
 
 def test_the_encoder_remembers(tmp_path: Path):

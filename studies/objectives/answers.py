@@ -100,7 +100,7 @@ def answer_methods(
             out[name].append(once * len(alphas))
     for name, made in trained.items():
         print(f"{data.name}: answers of {name}", flush=True)
-        pull = 1.0 if METHODS[name].policy else options.strength
+        pull = 1.0 if METHODS[name].policy else options.strength * METHODS[name].pull
         guidances = [named(data.objectives, pull * alpha) for alpha in alphas]
         out[name] = [
             answer_all(
@@ -114,6 +114,44 @@ def answer_methods(
             for run in made["runs"]
         ]
     return out
+
+
+Read = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
+
+
+def unguided(base: str) -> Read:
+    """Return what reads answers to prompts by the base alone: the mean log-probability of each one's tokens."""
+
+    def read(texts: Sequence[str], asked: Sequence[Any]) -> Sequence[float]:
+        from trimtab.evaluation.scorers.likelihood import FluencyScorer
+
+        print(f"fluency of {len(texts)} answers under {base}", flush=True)
+        with trimtab.load(base) as engine:
+            return FluencyScorer(engine, base, is_base=True).score(texts, asked).tolist()
+
+    return read
+
+
+def fluency(
+    answers: dict[str, list[list[dict[str, Any]]]], prompts: Sequence[Any], read: Read, path: Path
+) -> dict[str, list[float]]:
+    """Return method → mean fluency at each α over runs and prompts, nats a token; a text already read is not read again."""
+    asked = [row["prompt"] for row in prompts]
+
+    def keyed(texts: Sequence[str]) -> list[str]:
+        return [key_of(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
+
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    new: dict[str, list[Any]] = {}
+    for texts in (a["texts"] for runs in answers.values() for run in runs for a in run):
+        new |= {k: pair for k, *pair in zip(keyed(texts), texts, asked, strict=True) if k not in known}
+    if new:
+        known |= dict(zip(new, read(*zip(*new.values(), strict=True)), strict=True))
+        path.write_text(json.dumps(known), encoding="utf-8")
+    return {
+        method: [float(np.mean([[known[k] for k in keyed(a["texts"])] for a in at])) for at in zip(*runs, strict=True)]
+        for method, runs in answers.items()
+    }
 
 
 class CachedEncoder:

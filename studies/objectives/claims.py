@@ -27,13 +27,13 @@ CLAIMS = (
     Claim(
         "UniARM over the best earlier method: hypervolume +18.5 %, MIP +30.2 % (safety task)",
         "[2602.09538](https://arxiv.org/abs/2602.09538)",
-        ("UniARM", "UniARM-alpha"),
+        ("UniARM", "UniARM-alpha", "UniARM, w 1.5", "UniARM-alpha, w 1.5"),
         EARLIER,
     ),
     Claim(
         "PARM aligns better with preference vectors than the methods before it",
         "[2505.06274](https://arxiv.org/abs/2505.06274), abstract",
-        ("PARM",),
+        ("PARM", "PARM, w 1.5"),
         EARLIER[:-1],
     ),
     Claim(

@@ -47,6 +47,8 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     soup: bool = False
     """Whether the weights of its guides are mixed, and not what they say."""
+    pull: float = 1.0
+    """Its weight at decoding, in parts of ``--strength``; anything but 1 decodes the guides of the same method at 1."""
 
     @property
     def method(self) -> str:
@@ -74,6 +76,8 @@ class Method:
         return (2 if self.separate else 1) * (BASE_BESIDE_COST if self.decode_aware or self.policy else 1)
 
 
+PULLED = ("PARM, w 1.5", "UniARM, w 1.5", "UniARM-alpha, w 1.5")
+"""One guide for both moves the base less than two guides do: at 1.5 its KL comes nearer to theirs."""
 DATA_SETS = {
     d.name: d
     for d in (
@@ -88,7 +92,7 @@ DATA_SETS = {
             96,
             "alpaca_eval",
             165,
-            ("GenARM", "PARM", "UniARM"),
+            ("Rewarded Soups", "MOD", "GenARM", "PARM", "UniARM", "UniARM-alpha", *PULLED),
             ("text, shared trunk",),
         ),
         DataSet(
@@ -102,10 +106,10 @@ DATA_SETS = {
             48,
             "xstest",
             156,
-            ("Rewarded Soups", "MOD", "GenARM", "PARM", "UniARM", "UniARM-alpha", "UniARM-DA"),
+            ("Rewarded Soups", "MOD", "GenARM", "PARM", "UniARM", "UniARM-alpha", "UniARM-DA", *PULLED),
             ("text, shared trunk", "alpha", "alpha, scale only", "alpha, shift only", "λ 0"),
-            seeds=(0, 2),
-            once=("UniARM", "UniARM-DA"),
+            seeds=(0, 1, 2),
+            once=("UniARM-DA",),
         ),
     )
 }
@@ -122,6 +126,9 @@ METHODS = {
         Method("PARM", {"method": "parm"}),
         Method("UniARM", {"method": "uniarm", **_TEXT}),
         Method("UniARM-alpha", {"method": "uniarm", "condition": "alpha"}),
+        Method("PARM, w 1.5", {"method": "parm"}, pull=1.5),
+        Method("UniARM, w 1.5", {"method": "uniarm", **_TEXT}, pull=1.5),
+        Method("UniARM-alpha, w 1.5", {"method": "uniarm", "condition": "alpha"}, pull=1.5),
         Method("UniARM-DA", {"method": "uniarm", **_TEXT, **_AWARE}),
         Method("PARM-DA", {"method": "parm", **_AWARE}),
         Method("GenARM-DA", {"method": "genarm", **_AWARE}),
@@ -211,6 +218,16 @@ def methods_of(options: Any, data: DataSet) -> list[Method]:
     return [METHODS[name] for name in (options.methods or data.methods)]
 
 
+def shares(name: str, names: Iterable[str]) -> str | None:
+    """Return the method of ``names`` whose guides a method takes over: a soup MOD's, one at another weight its own at 1."""
+    method = METHODS[name]
+    if not method.soup and method.pull == 1:
+        return None
+    options = METHODS["MOD"].options if method.soup else method.options
+    owners = (m for m in METHODS.values() if m.options == options and not m.soup and m.pull == 1 and m.name in names)
+    return next((m.name for m in owners), None)
+
+
 def seeds_of(options: Any, data: DataSet, method: str | None = None) -> list[int]:
     """Return the seeds of training and sampling, of all methods or of one."""
     if options.seeds:
@@ -296,14 +313,14 @@ def budget(options: Any, data: DataSet) -> list[tuple[str, float]]:
     """Return (step, minutes on one thread) of a data set, from the speeds above."""
     methods, ablations = methods_of(options, data), ablations_of(options, data)
     times = {m.name: len(seeds_of(options, data, m.name)) for m in methods}
-    trained = [m for m in methods if not m.soup or METHODS["MOD"] not in methods]  # a soup is made of MOD's policies
-    conditioned = [m for m in methods if m.soup or not m.separate]
+    trained = [m for m in methods if shares(m.name, times) is None]
+    conditioned = [m for m in methods if (m.soup or not m.separate) and m.pull == 1]
     runs = sum(m.runs for m in trained)
     tries = len(options.rates) * options.tune_pairs if len(options.rates) > 1 else 0
     pair = data.tokens_a_pair
     ranked = {m.name: min(times[m.name], options.rank_runs) for m in methods}
     passes = sum(ranked[m.name] * (options.rank_steps + 1) * (2 if m.decode_aware else 1) for m in conditioned)
-    passes += 2 * sum(ranked.values())
+    passes += 2 * sum(ranked[m.name] for m in methods if m.pull == 1)
     tuning_passes = 3 * len(options.rates) * len(trained) if tries else 0
     settings = sum(times.values()) * (options.answer_steps + 1) + 2 * max(times.values())
     tokens = options.prompts * options.max_tokens

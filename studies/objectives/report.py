@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from objectives.claims import claims_table
-from objectives.plan import METHODS
+from objectives.plan import METHODS, shares
 from objectives.wording import CONTROLS, gain, shown, side
 from trimtab.evaluation.fronts import FrontSummary
 
@@ -67,8 +67,11 @@ def how_to_read(results: Sequence[Row]) -> list[str]:
         "seeds, then prompts. A few seeds say little of how training varies, and a method of one seed has an interval over "
         "prompts only. A difference is called greater or smaller only where its interval, paired by seed and prompt, leaves "
         "zero out; no correction is made for how many are looked at. GenARM, PARM and UniARM stand beside the untrained "
-        "guide at the same weight, Rewarded Soups and MOD beside the base, which is what they are untrained. Hypervolume "
-        "and its percentages hang on the reference point, which is the least of all fronts in the table minus 1.",
+        "guide at the same weight, Rewarded Soups and MOD beside the base, which is what they are untrained; rows named "
+        "w 1.5 are the same guides with more weight, to be read at like KL beside GenARM and MOD. Hypervolume and its "
+        "percentages hang on the reference point, which is the least of all fronts in the table minus 1. Fluency is the "
+        "mean log-probability of an answer's tokens under the base that nothing guides: less is further from its language, "
+        "and more than the base's own is sharper.",
     ]
 
 
@@ -118,16 +121,12 @@ def guide_table(trained: Row) -> list[str]:
             f"{rate}: {'–' if loss is None else f'{loss:.4f}'}" for rate, loss in row["dev_loss"].items()
         )
         seeds = ", ".join(str(run["seed"]) for run in row["runs"])
-        minutes = "MOD's" if of_mod(name, trained) else f"{sum(run['seconds'] for run in row['runs']) / 60:.1f}"
+        owner = shares(name, trained)
+        minutes = f"{owner}'s" if owner else f"{sum(run['seconds'] for run in row['runs']) / 60:.1f}"
         lines.append(
             f"| {name} | {row['rank']} | {row['parameters']:,} | {row['rate']:g} ({losses}) | {seeds} | {minutes} |"
         )
     return lines
-
-
-def of_mod(name: str, trained: Row) -> bool:
-    """Whether a method has no training of its own, because it mixes MOD's policies."""
-    return name == "Rewarded Soups" and "MOD" in trained
 
 
 def ranking_table(result: Row) -> list[str]:
@@ -187,8 +186,9 @@ def front_table(result: Row, name: str, fronts: Row) -> list[str]:
         f"Answers to {result['prompts']} prompts at {len(result['answer_alphas'])} preferences, by {name}; rewards in "
         f"standard deviations of the base's answers, reference point ({reference}):",
         "",
-        "| | hypervolume [95 %] | each seed | MIP, min–max [95 %] | each seed | MIP | spread | τ | KL, nats a token | words |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | hypervolume [95 %] | each seed | MIP, min–max [95 %] | each seed | MIP | spread | τ | KL, nats a token "
+        "| fluency, nats a token | words |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, row in fronts.items():
         beside = result["beside"][method]
@@ -200,7 +200,7 @@ def front_table(result: Row, name: str, fronts: Row) -> list[str]:
         lines.append(
             f"| {method} | {shown(row['hypervolume'])} | {each(row['hypervolumes'])} | {shown(row['mip_rescaled'])} | "
             f"{each(row['mips_rescaled'])} | {row['mip']['value']:+.3f} | {spread} | {tau} | "
-            f"{np.mean(beside['kl']):.3f} | {np.mean(beside['words']):.0f} |"
+            f"{np.mean(beside['kl']):.3f} | {np.mean(beside['fluency']):.2f} | {np.mean(beside['words']):.0f} |"
         )
     return [*lines, "", *verdict_table(result, fronts)]
 
@@ -220,7 +220,12 @@ def verdict_table(result: Row, fronts: Row) -> list[str]:
 
 
 def compared_with(method: str) -> list[str]:
-    """Return what a method has to beat: an aligned model the base, a guide the untrained guide, and everybody GenARM."""
+    """Return what a method has to beat: an aligned model the base, a guide the untrained guide, and everybody GenARM.
+
+    What pulls with another weight is there to be compared at like KL with what does not.
+    """
+    if METHODS[method].pull != 1:  # the untrained guide was not decoded at this weight
+        return ["GenARM"]
     control = "base" if METHODS[method].policy else "untrained"
     return [control] if method == "GenARM" else [control, "GenARM"]
 
@@ -245,7 +250,7 @@ def verdict_of(result: Row) -> list[str]:
                 lines.append(f"{where}: {method} against {other}: {', '.join(parts)}.")
     ranking = result["ranking"]
     control = max(("untrained", "length alone"), key=lambda c: ranking[c]["mean"])
-    for method in result["trained"]:
+    for method in (m for m in result["trained"] if m in ranking):
         low = ranking[method]["interval"][0]
         verdict = "clearly above" if low > ranking[control]["mean"] else "not clearly above"
         lines.append(
