@@ -11,11 +11,9 @@ over seeds and prompts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from single.ranking import judge_accuracy, rank_all
 from single.report import write_report
 from single.results import compare
 from single.runtime import measure
+from study_arguments import command_of, parsed
 
 HERE = Path(__file__).parent
 SAMPLES = 8
@@ -81,19 +80,8 @@ def samples_of(prompts: list[dict[str, Any]], samples: dict[str, list[dict[str, 
     ]
 
 
-def parsed(arguments: list[str]) -> Any:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        vars(options).update(SMOKE)
-        options.work_dir = options.work_dir / "smoke"
-        options.output_dir = options.work_dir / "report"
-    return options
-
-
 def main(arguments: list[str]) -> None:
-    options = parsed(arguments)
+    options = parsed(arguments, __doc__, add_arguments, SMOKE)
     if options.plan:
         print_plan(options)
         return
@@ -109,18 +97,9 @@ def main(arguments: list[str]) -> None:
             saved.write_text(json.dumps(result), encoding="utf-8")
         results.append(json.loads(saved.read_text(encoding="utf-8")))
     if results:
-        command = shlex.join(["python", "studies/one_objective.py", *own_arguments(arguments)])
+        command = command_of("one_objective.py", arguments)
         write_report(results, options.output_dir, HERE / "one_objective_intro.md", command)
         print(f"Wrote {options.output_dir / 'README.md'}.")
-
-
-def own_arguments(arguments: list[str]) -> list[str]:
-    """Return the arguments that decide a result: no folder of this machine, and not ``--report``."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for folder in ("--data-dir", "--work-dir", "--output-dir"):
-        parser.add_argument(folder)
-    parser.add_argument("--report", action="store_true")
-    return parser.parse_known_args(arguments)[1]
 
 
 def sizes_of(options: Any) -> dict[str, Any]:

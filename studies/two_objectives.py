@@ -12,11 +12,9 @@ with bootstrap intervals over seeds and prompts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -46,6 +44,7 @@ from objectives.plan import (
 )
 from objectives.ranking import margins, rank_all
 from objectives.report import gains, plain, write_report
+from study_arguments import command_of, parsed
 from trimtab.evaluation.fronts import summarise_fronts
 from trimtab.models import load_base
 
@@ -192,19 +191,8 @@ def run_both(options: Any, arguments: list[str]) -> None:
         raise SystemExit("A data set failed (see above); the other's work is kept, and the same command continues.")
 
 
-def parsed(arguments: list[str]) -> Any:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        vars(options).update(SMOKE)
-        options.work_dir = options.work_dir / "smoke"
-        options.output_dir = options.work_dir / "report"
-    return options
-
-
 def main(arguments: list[str]) -> None:
-    options = parsed(arguments)
+    options = parsed(arguments, __doc__, add_arguments, SMOKE)
     chosen = list(DATA_SETS) if options.data == "both" else [options.data]
     saved = {name: options.work_dir / name / f"result-{key_of(sizes_of(options))}.json" for name in chosen}
     if not options.report:
@@ -228,7 +216,7 @@ def main(arguments: list[str]) -> None:
     if absent:
         raise SystemExit(f"There is no result of these options yet: {', '.join(absent)}.")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in saved.values()]
-    command = shlex.join(["python", "studies/two_objectives.py", *[a for a in arguments if a != "--report"]])
+    command = command_of("two_objectives.py", arguments)
     target = options.output_dir if options.data == "both" else options.work_dir / options.data / "report"
     write_report(results, target, HERE / "two_objectives_intro.md", command)
     print(f"Wrote {target / 'README.md'}.")

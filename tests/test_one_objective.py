@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from one_objective import own_arguments
 from single import plan
 from single.guides import Pairs, Trainer
 from single.numbers import Curve, Draws, at_own_kl, common_levels, gap, interval, make_cube, wins
 from single.report import write_report
 from single.results import compare, place_of
 from single.verdict import against_training, as_usually_run, at_test_time_equal, at_test_time_usual, over_sharpening
+from study_arguments import command_of, parsed
 
 JUDGES = {"words": "words:x", "encoder": "encoder:x"}
 
@@ -214,7 +214,15 @@ def test_the_page_holds_claims_tables_figure_and_samples(tmp_path):
 
 def test_a_command_names_no_folder_of_this_machine():
     given = ["--data", "polite", "--work-dir", "/somewhere", "--seeds", "2", "--report", "--output-dir=x"]
-    assert own_arguments(given) == ["--data", "polite", "--seeds", "2"]
+    assert command_of("one_objective.py", given) == "python studies/one_objective.py --data polite --seeds 2"
+
+
+def test_a_smoke_run_has_sizes_and_folders_of_its_own():
+    options = parsed(["--smoke", "--work-dir", "w"], None, plan.add_arguments, plan.SMOKE)
+    assert options.work_dir == Path("w/smoke")
+    assert options.output_dir == Path("w/smoke/report")
+    assert all(getattr(options, name) == value for name, value in plan.SMOKE.items())
+    assert parsed([], None, plan.add_arguments, plan.SMOKE).prompts > options.prompts
 
 
 class Recorder(Trainer):

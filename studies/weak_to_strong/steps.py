@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from study_arguments import command_of, parsed
 from weak_to_strong.answers import prompts_of, write_all
 from weak_to_strong.judging import judge
 from weak_to_strong.plan import SMOKE, Guide, add_arguments, guides, print_plan
 from weak_to_strong.report import write_report
 from weak_to_strong.speed import measure
 from weak_to_strong.training import Trainer, cost, ranking, read_pairs
-
-
-def parsed(arguments: list[str]) -> Any:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        vars(options).update(SMOKE)
-        options.work_dir = options.work_dir / "smoke"
-        options.output_dir = options.work_dir / "report"
-    if 1.0 not in options.strengths:
-        parser.error("--strengths: 1 must be among them, where a policy on its own weights is the fine-tune itself")
-    return options
 
 
 def locate(options: Any) -> None:
@@ -48,8 +34,12 @@ def trained_row(trainer: Trainer, guide: Guide, folder: Path, options: Any, pair
     return {**cost(folder), "dev_loss": tried, "ranking": ranking(guide, folder, options, pairs)}
 
 
-def main(arguments: list[str]) -> None:
-    options = parsed(arguments)
+def main(arguments: list[str], description: str | None = None) -> None:
+    options = parsed(arguments, description, add_arguments, SMOKE)
+    if 1.0 not in options.strengths:
+        raise SystemExit(
+            "--strengths: 1 must be among them, where a policy on its own weights is the fine-tune itself."
+        )
     pairs = read_pairs(options)
     if options.plan:
         print_plan(options, pairs.counts)
@@ -76,19 +66,8 @@ def main(arguments: list[str]) -> None:
         "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path) and k not in ("small", "large")},
         "models": {"small": Path(options.small).name, "large": Path(options.large).name},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}",
-        "command": shlex.join(["python", "studies/weak_to_strong/study.py", *_told(arguments)]),
+        "command": command_of("weak_to_strong/study.py", arguments),
         "minutes": (time.monotonic() - started) / 60,
     }
     write_report(result, records, options.output_dir)
     print(f"Wrote {options.output_dir / 'RESULTS.md'}.")
-
-
-def _told(arguments: list[str]) -> list[str]:
-    """Return the arguments that a reader repeats: not where things lie on this machine."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if not skip and not argument.startswith(("--work-dir", "--output-dir", "--small", "--large")):
-            kept.append(argument)
-        skip = argument in ("--work-dir", "--output-dir", "--small", "--large")
-    return kept

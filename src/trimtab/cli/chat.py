@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.console import note, write
-from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.options import command_from, config_file, resolve_config
 from trimtab.cli.steering import (
     SteeringOptions,
     describe,
@@ -55,18 +52,7 @@ def run(given: dict[str, Any], config: Path | None) -> None:
             break
 
 
-command = command_from(
-    ChatOptions,
-    run,
-    extra=[
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[Path | None, typer.Option("--config", help="YAML file with these options.")],
-        )
-    ],
-)
+command = command_from(ChatOptions, run, extra=[config_file()])
 
 
 class ChatSession:

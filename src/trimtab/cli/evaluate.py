@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import shlex
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimtab.cli.console import note, print_json, progress_console
 from trimtab.cli.evaluate_plan import list_known, show_plan
 from trimtab.cli.judge import api_key, confirm, rubric_in
-from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.options import command_from, config_file, flag, resolve_config
 from trimtab.cli.prompts import read_prompts
 from trimtab.cli.steering import SteeringOptions, load_engine, parse_weights
 from trimtab.errors import ConfigError, TrimtabError
@@ -59,31 +57,12 @@ class EvaluateOptions(SweepConfig, SteeringOptions, JudgeFlags):
     )
 
 
-def _flag(name: str, declaration: str, text: str, short: str | None = None) -> inspect.Parameter:
-    names = [declaration, short] if short else [declaration]
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, typer.Option(*names, help=text)],
-    )
-
-
 _EXTRA = [
-    inspect.Parameter(
-        "config",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[
-            Path | None, typer.Option("--config", "-c", help="YAML file of options and methods; flags win.")
-        ],
-    ),
-    _flag("as_json", "--json", "Print metrics.json to stdout."),
-    _flag(
-        "dry_run", "--dry-run", "Print the plan, how many answers are missing and how long they take; write nothing."
-    ),
-    _flag("yes", "--yes", "Ask the judge without asking whether to.", "-y"),
-    _flag("list_scorers", "--list-scorers", "List the scorers."),
+    config_file("YAML file of options and methods; flags win."),
+    flag("as_json", "Print metrics.json to stdout.", "--json"),
+    flag("dry_run", "Print the plan, how many answers are missing and how long they take; write nothing.", "--dry-run"),
+    flag("yes", "Ask the judge without asking whether to.", "--yes", "-y"),
+    flag("list_scorers", "List the scorers.", "--list-scorers"),
 ]
 
 

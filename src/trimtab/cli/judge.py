@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from pydantic import Field
 from rich.progress import Progress
 
 from trimtab.cli.console import escape, note, out, print_json, progress_console
-from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.options import command_from, config_file, flag, parameter, resolve_config
 from trimtab.cli.output import check_writable, write_whole
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluation.judges.config import JudgeConfig
@@ -36,24 +35,14 @@ class JudgeOptions(JudgeConfig):
     output: Path | None = Field(None, description="Write each pair's verdicts here as JSON lines.")
 
 
-def _extra(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
 _FILE = "Answers from 'trimtab generate --output' (.jsonl), or in AlpacaEval's form (.json)."
 _EXTRA = [
-    _extra("a", Annotated[Path, typer.Argument(metavar="A", help=f"The first system's answers. {_FILE}")]),
-    _extra("b", Annotated[Path, typer.Argument(metavar="B", help="The second system's, to the same prompts.")]),
-    _extra(
-        "dry_run", Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and ask nothing.")], False
-    ),
-    _extra("yes", Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking whether to.")], False),
-    _extra("as_json", Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")], False),
-    _extra(
-        "config",
-        Annotated[Path | None, typer.Option("--config", help="YAML file with these options; flags win.")],
-        None,
-    ),
+    parameter("a", Annotated[Path, typer.Argument(metavar="A", help=f"The first system's answers. {_FILE}")]),
+    parameter("b", Annotated[Path, typer.Argument(metavar="B", help="The second system's, to the same prompts.")]),
+    flag("dry_run", "Say what it will take, and ask nothing.", "--dry-run"),
+    flag("yes", "Begin without asking whether to.", "--yes", "-y"),
+    flag("as_json", "Print the result as one JSON document.", "--json"),
+    config_file(),
 ]
 
 

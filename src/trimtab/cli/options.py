@@ -46,6 +46,21 @@ def command_from(
     return command
 
 
+def parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    """Return a parameter of a command that is not configuration."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def flag(name: str, text: str, *declarations: str) -> inspect.Parameter:
+    """Return such a parameter that is off unless one of its declarations is given."""
+    return parameter(name, Annotated[bool, typer.Option(*declarations, help=text)], False)
+
+
+def config_file(text: str = "YAML file with these options; flags win.") -> inspect.Parameter:
+    """Return ``--config``, the file that :func:`resolve_config` reads."""
+    return parameter("config", Annotated[Path | None, typer.Option("--config", "-c", help=text)], None)
+
+
 def resolve_config(model: type[M], given: dict[str, Any], file: Path | None) -> M:
     """Return the validated config: the file's values, overridden by the flags that were given.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from pydantic import Field
 from rich.progress import Progress
 
 from trimtab.cli.console import note, print_json, progress_console
-from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.options import command_from, config_file, flag, resolve_config
 from trimtab.cli.output import check_writable, write_whole
 from trimtab.cli.prompts import PromptRow, as_prompt, read_answered
 from trimtab.cli.steering import SteeringOptions, describe, guidance_of, load_engine
@@ -38,20 +36,7 @@ class ScoreOptions(SteeringOptions):
     batch_size: int = Field(16, ge=1, description="Most texts read at a time.")
 
 
-_EXTRA = [
-    inspect.Parameter(
-        "as_json",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, typer.Option("--json", help="Print one JSON object for each text.")],
-    ),
-    inspect.Parameter(
-        "config",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Path | None, typer.Option("--config", help="YAML file with these options; flags win.")],
-    ),
-]
+_EXTRA = [flag("as_json", "Print one JSON object for each text.", "--json"), config_file()]
 
 
 def run(given: dict[str, Any], as_json: bool, config: Path | None) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import Field
 
 from trimtab.cli.console import note
-from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.options import command_from, config_file, resolve_config
 from trimtab.cli.steering import ModelOptions, describe, guidance_of, load_engine
 from trimtab.errors import ConfigError
 from trimtab.serving.config import ServerConfig
@@ -70,20 +69,7 @@ def run(given: dict[str, Any], config: Path | None) -> None:
         raise typer.Exit(code)
 
 
-command = command_from(
-    ServeOptions,
-    run,
-    extra=[
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None, typer.Option("--config", help="YAML file with these options; flags win.")
-            ],
-        )
-    ],
-)
+command = command_from(ServeOptions, run, extra=[config_file()])
 
 
 def _check_installed() -> None:

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from trimtab.cli.console import note, out, print_json
-from trimtab.cli.options import command_from, resolve_config
+from trimtab.cli.options import command_from, config_file, flag, resolve_config
 from trimtab.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from trimtab.training.run import TrainResult
 
-_EXTRA = [
-    inspect.Parameter(
-        "config",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[
-            Path | None, typer.Option("--config", "-c", help="YAML file of options; flags given here win.")
-        ],
-    ),
-    inspect.Parameter(
-        "json",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")],
-    ),
-]
+_EXTRA = [config_file(), flag("json", "Print the result as one JSON document.", "--json")]
 
 
 def _run(given: dict[str, Any], config: Path | None, json: bool) -> None:
