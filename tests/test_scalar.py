@@ -19,6 +19,7 @@ from transformers import (
 
 import tiny
 from test_training import _interrupt_after, _write
+from training_runs import few_steps
 from trimtab.errors import ConfigError, DataError, GuideError, ModelError
 from trimtab.evaluation.scorers import dependence, make_scorer, notices_of
 from trimtab.models import load_base
@@ -66,20 +67,7 @@ def data(tmp_path_factory) -> str:
 
 @pytest.fixture
 def options(data, llama_folder, tmp_path):
-    return {
-        "method": "scalar",
-        "data": [data],
-        "base": str(llama_folder),
-        "output_dir": str(tmp_path / "reward"),
-        "max_length": 96,
-        "max_prompt_length": 64,
-        "per_device_train_batch_size": 4,
-        "lora_dropout": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "bf16": False,
-        "learning_rate": 5e-3,
-    }
+    return few_steps(data, llama_folder, tmp_path / "reward", method="scalar", learning_rate=5e-3)
 
 
 def _encoder(folder, *, longest=96, prompt=64):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import tiny
 import trimtab
+from training_runs import few_steps
 from trimtab.errors import ConfigError, DataError, NumericalError, OutputError
 from trimtab.models import load_base
 from trimtab.preferences import read_comparisons
@@ -51,20 +52,7 @@ def data(tmp_path_factory) -> str:
 
 @pytest.fixture
 def options(data, llama_folder, tmp_path):
-    """A run of a few steps: no dropout, so that runs can be compared."""
-    return {
-        "data": [data],
-        "base": str(llama_folder),
-        "output_dir": str(tmp_path / "guide"),
-        "max_length": 96,
-        "max_prompt_length": 64,
-        "per_device_train_batch_size": 4,
-        "lora_dropout": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "bf16": False,
-        "learning_rate": 1e-2,
-    }
+    return few_steps(data, llama_folder, tmp_path / "guide")
 
 
 def _weights(folder) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import tiny
 from conditioned import METHODS, adapted, config_of
+from training_runs import few_steps
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import load_base
 from trimtab.preferences import Comparison, Label, read_comparisons
@@ -54,19 +55,7 @@ def data(tmp_path_factory) -> str:
 
 @pytest.fixture
 def options(data, llama_folder, tmp_path):
-    return {
-        "data": [data],
-        "base": str(llama_folder),
-        "output_dir": str(tmp_path / "guide"),
-        "max_length": 96,
-        "max_prompt_length": 64,
-        "per_device_train_batch_size": 4,
-        "lora_dropout": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "bf16": False,
-        "learning_rate": 1e-2,
-    }
+    return few_steps(data, llama_folder, tmp_path / "guide")
 
 
 PAIRS = [

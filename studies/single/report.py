@@ -132,7 +132,7 @@ def settings_table(result: Row, judge: str, numbers: Row, *, full: bool) -> list
     elsewhere = any("elsewhere" in row for row in numbers["settings"].values())
     lines = [
         f"Answers to {result['prompts']} prompts × {len(result['seeds'])} seed(s), judged by {judge}; intervals resample "
-        "seeds and prompts:",
+        + ("seeds and prompts, those at equal length prompts only:" if len(result["seeds"]) > 1 else "prompts:"),
         "",
         "| | reward | KL to base, nats an answer (a token) | GenARM at this KL, minus this | over the sharper base at this KL "
         "| wins over base | at equal length |" + (" fluency | tokens | repeated |" if full else "")
@@ -217,7 +217,7 @@ def cost_table(result: Row) -> list[str]:
 
 def plain(value: Row | None) -> str:
     """Return a number with its interval."""
-    return "–" if value is None else f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return "–" if value is None else f"{value['value']:z.2f} [{value['low']:z.2f}, {value['high']:z.2f}]"
 
 
 def plot(result: Row, stem: Path) -> None:

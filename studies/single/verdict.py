@@ -35,7 +35,7 @@ def shown(value: Row | None, digits: int = 2) -> str:
     """Return a signed number with its interval."""
     if value is None:
         return "–"
-    return f"{value['value']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+    return f"{value['value']:+z.{digits}f} [{value['low']:+z.{digits}f}, {value['high']:+z.{digits}f}]"
 
 
 def against_training(numbers: Row) -> Finding:

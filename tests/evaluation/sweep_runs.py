@@ -23,13 +23,18 @@ def write_prompts(folder: Path) -> Path:
 
 def evaluate(capsys: Any, *arguments: object) -> tuple[int, str, str]:
     """Return exit code, stdout and stderr of ``trimtab evaluate``."""
-    code: Any = 0
+    code = exit_code(*arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def exit_code(*arguments: object) -> int:
+    """Return the exit code of ``trimtab evaluate``, for fixtures that outlive a test and cannot capture."""
     try:
         main(["evaluate", *map(str, arguments)])
     except SystemExit as leave:
-        code = leave.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+        return int(leave.code or 0)
+    return 0
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.blends import save_conditioned
-from evaluation.sweep_runs import evaluate, write_prompts
+from evaluation.sweep_runs import exit_code, write_prompts
 from evaluation_stub import Stub, shown
 from trimtab.evaluation.report.charts import Point, Series, chart
 from trimtab.evaluation.report.markup import Cell, embedded, number, table
@@ -28,13 +28,9 @@ def report(llama_folder, tmp_path_factory):
     base = load_base(str(llama_folder), dtype="float32")
     save_conditioned(base, folder / "uni", "pblora", k=2)
 
-    class NoCapture:
-        def readouterr(self):
-            return type("Captured", (), {"out": "", "err": ""})
-
     with Stub(_judge) as judge:
-        code, _, _ = evaluate(
-            NoCapture(), "--base", llama_folder, "--guide", folder / "uni", "--dtype", "float32", "--kernels",
+        code = exit_code(
+            "--base", llama_folder, "--guide", folder / "uni", "--dtype", "float32", "--kernels",
             "torch", "--judge-url", judge.url, "--judge-model", "<i>judge", "--yes", "--judge-samples", 2,
             "--prompts", write_prompts(folder), "--max-tokens", 8, "--scorers", "length,distinct-1",
             "--alphas", "grid:3", "--front", "helpful=length", "--front", "harmless=distinct-1",

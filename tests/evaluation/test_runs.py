@@ -15,7 +15,7 @@ from filelock import FileLock
 import tiny
 import tiny_guides
 from engine.blends import save_conditioned
-from evaluation.sweep_runs import evaluate, read_lines, write_prompts
+from evaluation.sweep_runs import evaluate, exit_code, read_lines, write_prompts
 from trimtab.engine import load
 from trimtab.evaluation.sweeps import generation
 from trimtab.evaluation.sweeps.controls import corrected_ladder, matching_temperature
@@ -41,13 +41,7 @@ def options(llama_folder, guide, tmp_path_factory):
 def finished(options, tmp_path_factory):
     """One run with strengths 0, 1 and 2, two samples a prompt: everything that follows reads it or a copy of it."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-
-    class NoCapture:
-        def readouterr(self):
-            return type("Captured", (), {"out": "", "err": ""})
-
-    code, _, _ = evaluate(NoCapture(), *options, "--strengths", "0,1,2", "--n", 2, "--output-dir", folder)
-    assert code == 0
+    assert exit_code(*options, "--strengths", "0,1,2", "--n", 2, "--output-dir", folder) == 0
     return folder
 
 

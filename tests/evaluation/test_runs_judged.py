@@ -9,7 +9,7 @@ import pytest
 
 import tiny_guides
 import trimtab.evaluation.judges.endpoint as endpoint_module
-from evaluation.sweep_runs import evaluate, read_lines, write_prompts
+from evaluation.sweep_runs import evaluate, exit_code, read_lines, write_prompts
 from evaluation_stub import Stub, shown
 from trimtab.errors import ConfigError
 from trimtab.evaluation.judges import AnswerPair, JudgeConfig, JudgedPair, JudgeReport, ask_about, judge_dependence
@@ -48,12 +48,7 @@ def options(llama_folder, guide, tmp_path_factory):
 def answered(options, tmp_path_factory):
     """The same run without a judge, so that the tests below find its answers."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-
-    class NoCapture:
-        def readouterr(self):
-            return type("Captured", (), {"out": "", "err": ""})
-
-    assert evaluate(NoCapture(), *options[:-7], "--output-dir", folder)[0] == 0
+    assert exit_code(*options[:-7], "--output-dir", folder) == 0
     return folder
 
 
