@@ -401,6 +401,25 @@ def test_the_verb(capsys, monkeypatch, files):
         assert "verdicts for what is shown first" in out
 
 
+def test_a_judge_that_says_nothing_usable_is_told_of_with_what_to_do(capsys, files):
+    with Stub(lambda body: "Both have their merits.") as stub:
+        given = [
+            files / "a.jsonl",
+            files / "b.jsonl",
+            "--judge-url",
+            stub.url,
+            "--judge-model",
+            "j",
+            "--yes",
+            "--no-use-cache",
+        ]
+        code, out, err = _run(capsys, *given)
+        assert code == 0
+        assert "pairs are in no rate: no verdict in the reply." in out
+        assert "--verdict logprobs" in err
+        assert "--verdict logprobs" not in _run(capsys, *given, "--verdict", "logprobs")[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

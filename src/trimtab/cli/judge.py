@@ -87,6 +87,8 @@ def run(
         print_json({"a": str(a), "b": str(b), "verdict": options.verdict, **report.to_dict()})
     else:
         show_report(report, judged)
+        if report.unjudged and options.verdict == "text":
+            note("A judge that does not keep to the asked form may do with --verdict logprobs, which reads one letter.")
 
 
 command = command_from(JudgeOptions, run, extra=_EXTRA)
