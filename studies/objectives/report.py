@@ -199,7 +199,7 @@ def front_table(result: Row, name: str, fronts: Row) -> list[str]:
         )
         lines.append(
             f"| {method} | {shown(row['hypervolume'])} | {each(row['hypervolumes'])} | {shown(row['mip_rescaled'])} | "
-            f"{each(row['mips_rescaled'])} | {row['mip']['value']:+.3f} | {spread} | {tau} | "
+            f"{each(row['mips_rescaled'])} | {row['mip']['value']:+z.3f} | {spread} | {tau} | "
             f"{np.mean(beside['kl']):.3f} | {np.mean(beside['fluency']):.2f} | {np.mean(beside['words']):.0f} |"
         )
     return [*lines, "", *verdict_table(result, fronts)]

@@ -11,14 +11,14 @@ Row = Mapping[str, Any]
 
 def shown(interval: Row) -> str:
     """Return a number with its interval."""
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+    return f"{interval['value']:z.3f} [{interval['low']:z.3f}, {interval['high']:z.3f}]"
 
 
 def gain(interval: Row | None) -> str:
     """Return a difference with its interval."""
     if not interval:
         return ""
-    return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+    return f"{interval['value']:+z.3f} [{interval['low']:+z.3f}, {interval['high']:+z.3f}]"
 
 
 def side(interval: Row) -> str:
