@@ -71,7 +71,7 @@ DATA_SETS = {
             {"max_length": 104, "max_prompt_length": 48},
             force=True,
             asks_unsafe=True,
-            seeds=1,
+            seeds=2,
             pairs_trained=110,
         ),
     )
