@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from objectives.guides import cached, slug, trained_parameters, without_first_de
 from objectives.plan import ABLATIONS, METHODS, Method, choose_rank, grid, seeds_of, shares, trainable
 from objectives.ranking import accuracies, mixed_signs
 from objectives.wording import side
+from study_prompts import choose_prompts
 from trimtab.evaluation.scorers import ConcisenessScorer, RefusalScorer
 from trimtab.preferences.records import Comparison, Label
 from trimtab.rewards.moslora import MoSLoRAConfig
@@ -163,6 +165,17 @@ def test_fluency_is_averaged_over_runs_and_prompts_and_read_once(tmp_path: Path)
     assert found == {"base": [-3.0, -3.0], "one": [-2.5, -3.0]}  # (2 + 4) / 2 and (2 + 3) / 2
     assert fluency(answers, prompts, read, tmp_path / "f.json") == found
     assert calls == [4]  # what stands twice is read once, and then from the file
+
+
+def test_half_of_the_prompts_are_unsafe_where_some_are_and_their_order_is_their_texts():
+    def made(kind: str) -> list[dict[str, Any]]:
+        return [{"prompt": [{"content": f"{kind} {i}"}], "prompt_is_safe": kind == "safe"} for i in range(9)]
+
+    others = made("unsafe")
+    chosen = choose_prompts((), [*others, *made("safe")], 5)
+    assert [row["prompt_is_safe"] for row in chosen] == [True, True, True, False, False]
+    assert choose_prompts((), [*others[::-1], others[0]], 9) == choose_prompts((), others, 9)
+    assert choose_prompts((), [{"prompt": [{"content": "x" * 301}]}, others[0]], 9) == [others[0]]
 
 
 def test_the_encoder_remembers(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -14,28 +13,19 @@ import numpy as np
 import trimtab
 from objectives.guides import Pairs, cached, key_of, slug
 from objectives.plan import METHODS, DataSet, named, seeds_of
+from study_prompts import choose_prompts
 from trimtab.engine.results import Watch
 from trimtab.evaluation.scorers import ConcisenessScorer, EncoderScorer, RefusalScorer, Scorer, pair_accuracy
 from trimtab.evaluation.scorers.encoder import default_encoder
 from trimtab.preferences import Comparison
 
-PROMPTS = Path(__file__).parent.parent / "data" / "eval_prompts.jsonl.gz"
-MOST_CHARACTERS = 300
 WATCH = Watch(base=True)
 
 
 def read_prompts(data: DataSet, pairs: Pairs, options: Any) -> list[dict[str, Any]]:
     """Return the prompts to answer; of XSTest half are unsafe, and the test pairs' prompts are taken too."""
-    with gzip.open(PROMPTS, "rt", encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if row["source"] == data.prompt_source]
-    if data.prompt_source == "xstest":
-        rows += [_as_prompt(row) for row in pairs.val]
-    unique = {row["prompt"][-1]["content"]: row for row in rows if len(row["prompt"][-1]["content"]) <= MOST_CHARACTERS}
-    ordered = sorted(unique.values(), key=lambda row: hashlib.sha256(row["prompt"][-1]["content"].encode()).hexdigest())
-    groups = [[r for r in ordered if r.get("prompt_is_safe", True) is safe] for safe in (True, False)]
-    groups = [group for group in groups if group]
-    share = -(-options.prompts // len(groups))
-    return [row for group in groups for row in group[:share]][: options.prompts]
+    others = [_as_prompt(row) for row in pairs.val] if data.prompt_source == "xstest" else []
+    return choose_prompts((data.prompt_source,), others, options.prompts)
 
 
 def _as_prompt(row: Comparison) -> dict[str, Any]:

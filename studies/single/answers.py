@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import subprocess
 import sys
@@ -17,9 +16,8 @@ import trimtab
 from objectives.guides import cached, key_of
 from single.guides import Pairs
 from single.plan import DPO, GENARM, REWARD, DataSet, seeds_of
+from study_prompts import choose_prompts
 
-PROMPTS = Path(__file__).parent.parent / "data" / "eval_prompts.jsonl.gz"
-MOST_CHARACTERS = 300
 SYSTEM, SHARPER, BASE = "system prompt", "sharper base", "base"
 METRICS = "metrics.json"
 
@@ -30,17 +28,9 @@ def best_of(n: int) -> str:
 
 
 def read_prompts(data: DataSet, options: Any) -> list[dict[str, Any]]:
-    """Return the prompts to answer, in an order that depends on their text only; of XSTest half are unsafe."""
-    with gzip.open(PROMPTS, "rt", encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if row["source"] in data.sources]
-    if "xstest" in data.sources:
-        rows += _prompts_of(options.data_dir / data.files["val"])
-    unique = {row["prompt"][-1]["content"]: row for row in rows if len(row["prompt"][-1]["content"]) <= MOST_CHARACTERS}
-    ordered = sorted(unique.values(), key=lambda row: hashlib.sha256(row["prompt"][-1]["content"].encode()).hexdigest())
-    groups = [[r for r in ordered if r.get("prompt_is_safe", True) is safe] for safe in (True, False)]
-    groups = [group for group in groups if group]
-    share = -(-options.prompts // len(groups))
-    return [row for group in groups for row in group[:share]][: options.prompts]
+    """Return the prompts to answer; of XSTest half are unsafe, and the test pairs' prompts are taken too."""
+    others = _prompts_of(options.data_dir / data.files["val"]) if "xstest" in data.sources else []
+    return choose_prompts(data.sources, others, options.prompts)
 
 
 def _prompts_of(path: Path) -> list[dict[str, Any]]:
